@@ -1,0 +1,60 @@
+"""The calibration plot of a report. The only file here that imports matplotlib."""
+
+import io
+import re
+from xml.sax.saxutils import escape
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from accounting.report.record import TaskMetrics
+
+# Stand-ins for the page's colors, so that the plot follows its dark mode.
+_INK = "#010203"
+_ACCENT = "#040506"
+
+
+def calibration_plot(task: TaskMetrics) -> str:
+    """Returns an SVG of observed rate against mean prediction, the same bytes for the same numbers."""
+    x = [at.mean_predicted for at in task.curve]
+    y = [at.observed_rate for at in task.curve]
+    low = [y[i] if at.low is None else at.low for i, at in enumerate(task.curve)]
+    high = [y[i] if at.high is None else at.high for i, at in enumerate(task.curve)]
+    least, most = min(x + low), max(x + high)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": f"privads:{task.task}", "svg.fonttype": "none"})
+        figure = Figure(figsize=(4.4, 3.3), layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.subplots()
+        axes.patch.set_visible(False)
+        if least > 0 and max(x) > 10 * min(x):
+            axes.set(xscale="log", yscale="log")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_minor_locator(NullLocator())
+            ends = (least / 1.3, most * 1.3)
+        else:
+            ends = (0.0, most * 1.06 or 1.0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.plot(ends, ends, color=_INK, alpha=0.45, linewidth=1, linestyle=(0, (4, 3)))
+        axes.vlines(x, low, high, color=_ACCENT, alpha=0.6, linewidth=1.6)
+        axes.plot(x, y, color=_ACCENT, marker="o", markersize=4.5, linestyle="none")
+        axes.set(xlim=ends, ylim=ends, xlabel="mean predicted", ylabel="observed rate")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(_INK)
+        axes.tick_params(color=_INK, labelcolor=_INK, labelsize=9)
+        axes.xaxis.label.set_color(_INK)
+        axes.yaxis.label.set_color(_INK)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    drawing = file.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r'(<g) id="[^"]*"', r"\1", drawing)  # matplotlib's names repeat from plot to plot
+    title = escape(f"Calibration of {task.task}: observed rate against mean prediction")
+    head = re.search(r"<svg .*?(viewBox=\"[^\"]*\").*?>", drawing, flags=re.DOTALL)
+    drawing = f'<svg role="img" {head[1]}><title>{title}</title>{drawing[head.end() :]}' if head else ""
+    return drawing.replace(_INK, "currentColor").replace(_ACCENT, "var(--accent)")

@@ -1,0 +1,417 @@
+"""The privacy report of a run, as data.
+
+`Report` is the source of truth: its JSON form is canonical, its JSON Schema is generated from the classes
+below, and Markdown and HTML are rendered from it (`render.py`). What is missing is "not stated", never blank:
+a text refuses to be empty, and None is rendered as not stated. Numbers that are stated twice are compared.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from datetime import UTC
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    computed_field,
+    model_validator,
+)
+
+from accounting.budget import Neighbors
+from accounting.report.phrase import NOT_STATED, bound
+
+Status = Literal["enforced", "checked", "asserted", "violated"]
+"""How an assumption is known to hold: by construction, by a test on this run, by a person's word; or not."""
+
+Verdict = Literal["private", "conditional", "violated", "not private"]
+"""The headline in one word. `conditional`: it rests on assertions, or on assumptions that nobody stated."""
+
+
+# Line breaks and control characters (the headline is one line), and marks that reorder what a reviewer sees.
+_UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+_PASSWORD = re.compile(r"(://[^/@:\s\"]*):[^@/\s\"]+@")
+
+
+def _plain(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Returns a copy that JSON can write (NaN is refused), with passwords in URLs replaced by stars."""
+    text = json.dumps(values, allow_nan=False)
+    copy: dict[str, JsonValue] = json.loads(_PASSWORD.sub(r"\1:***@", text))
+    return copy
+
+
+def _none_if_not_finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Text = Annotated[str, StringConstraints(pattern=rf"^[^\s{_UNSEEN}][^{_UNSEEN}]*$")]
+Json = Annotated[dict[str, JsonValue], AfterValidator(_plain)]
+Time = Annotated[AwareDatetime, AfterValidator(lambda time: time.astimezone(UTC))]
+Amount = Annotated[float, Field(ge=0)]
+FiniteOrNone = Annotated[float | None, BeforeValidator(_none_if_not_finite)]
+Delta = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    # from_attributes: a block may be given as any object with its fields, such as the evaluation's metrics
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, from_attributes=True)
+
+
+class Run(_Record):
+    """Which run this is, and what is needed to repeat it."""
+
+    id: Text
+    created_at: Time
+    library_version: Text
+    versions: dict[Text, Text]
+    python: Text = NOT_STATED
+    seconds: Amount | None = None
+    seed: int | None
+    """Governs initialization and bootstrap only; noise and batches never come from it."""
+    insecure_seed: int | None
+    """Makes noise and batches repeatable. Whoever knows it can subtract the noise."""
+    config: Json
+    """The exact configuration; a password inside a URL is replaced by stars."""
+
+
+class Accountant(_Record):
+    """Who turned the event into an epsilon."""
+
+    method: Text
+    grid: Positive | None
+    library: Text
+    version: Text
+
+
+class ProfilePoint(_Record):
+    """The same mechanism's epsilon at another delta."""
+
+    delta: Delta
+    epsilon: Amount
+
+
+class Guarantee(_Record):
+    """What the run promises: (epsilon, delta) for a unit and its neighbors, on what was released."""
+
+    epsilon: Amount
+    """An upper bound."""
+    epsilon_lower: Amount | None = None
+    """The accountant's certified lower end; None where none was computed."""
+    delta: Delta
+    unit: Text
+    unit_columns: tuple[Text, ...]
+    neighbors: Neighbors
+    neighbors_definition: Text
+    released: Text
+    accountant: Accountant
+    epsilon_without_amplification: Annotated[Amount | None, BeforeValidator(_none_if_not_finite)] = None
+    """The figure without trust in the sampler; None where there is no finite one."""
+    profile: tuple[ProfilePoint, ...] = ()
+
+    @model_validator(mode="after")
+    def _ends_in_order(self) -> Self:
+        if self.epsilon_lower is not None and self.epsilon_lower > self.epsilon:
+            raise ValueError(f"epsilon_lower {self.epsilon_lower} is above epsilon {self.epsilon}")
+        return self
+
+    def phrase(self) -> str:
+        """Returns the claim in one line; the command line and every report print this."""
+        return self.phrase_of(self.epsilon)
+
+    def phrase_of(self, epsilon: float, *, delta: float | None = None, relation: str = "<=") -> str:
+        """Returns another figure of the same mechanism (a profile point, a lower end) with its terms."""
+        return bound(
+            epsilon,
+            delta=self.delta if delta is None else delta,
+            unit=self.unit,
+            neighbors=self.neighbors,
+            released=self.released,
+            relation=relation,
+        )
+
+    def protects(self) -> str:
+        """Returns what the figure means, as one plain sentence.
+
+        Whoever holds both cases equally likely is right with probability at most
+        ``(exp(epsilon) + delta) / (exp(epsilon) + 1)``: error rates a, b of a test obey
+        ``a + exp(epsilon) b >= 1 - delta`` and the same with a, b swapped (Kairouz et al. 2015, theorem 2.1).
+        """
+        right = (1 + self.delta * math.exp(-self.epsilon)) / (1 + math.exp(-self.epsilon))
+        percent = min(math.ceil(right * 1000) / 10, 100.0)
+        return (
+            f"Someone who sees the {self.released}, knows the data of everyone else and holds it equally "
+            f"likely that {self._one_unit} took part or did not, guesses which with at most "
+            f"{percent:.1f} % accuracy (a coin toss: 50 %)."
+        )
+
+    @property
+    def _one_unit(self) -> str:
+        return "one row" if self.unit == "example" else f"all rows of one {self.unit}"
+
+
+class Mechanism(_Record):
+    """What was done to the data. `event` is the whole of it, as the accountant and the ledger read it."""
+
+    event: Json
+    sampler: Text
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] | None
+    steps: Count
+    batch: Positive
+    """Expected units in a batch."""
+    rows_per_unit: Count | None
+    clip_norm: Positive | None
+    noise_multiplier: Positive | None
+    noise_std: Positive | None
+    """noise_multiplier x clip_norm, in the gradient's own unit."""
+    randomness: Text
+    floating_point: Text
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if self.clip_norm is not None and self.noise_multiplier is not None and self.noise_std is not None:
+            product = self.noise_multiplier * self.clip_norm
+            if not math.isclose(product, self.noise_std, rel_tol=1e-9):
+                raise ValueError(f"noise_std is {self.noise_std}, not noise_multiplier x clip_norm = {product}")
+        for key, stated in (
+            ("sampling_rate", self.sampling_rate),
+            ("noise_multiplier", self.noise_multiplier),
+            ("count", self.steps),
+        ):
+            found = {node[key] for node in _nodes(self.event) if isinstance(node.get(key), int | float)}
+            if stated is not None and found and stated not in found:
+                name = "steps" if key == "count" else key
+                raise ValueError(f"{name} is {stated}, but the event says {', '.join(map(str, found))}")
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """False if any part of the event is a step without privacy."""
+        return all(node.get("event") != "non-private" for node in _nodes(self.event))
+
+
+def _nodes(value: JsonValue) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from _nodes(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _nodes(inner)
+
+
+class Assumption(_Record):
+    """One condition of the guarantee, how it is known to hold, and by what or whom."""
+
+    text: Text
+    status: Status
+    by: Text
+
+
+class Data(_Record):
+    """Public facts of the data set."""
+
+    dataset: Text
+    population: Count | None
+    """Declared, never counted: the true number of units is private under add/remove."""
+    public: bool
+    split: Text = NOT_STATED
+    schema_sha256: Sha256 | None = None
+    labels: tuple[Text, ...]
+    categorical: Count
+    numeric: Count
+    unit_columns: tuple[Text, ...]
+
+
+class Model(_Record):
+    """What was trained, and how."""
+
+    name: Text
+    parameters: Count
+    optimizer: Text
+    learning_rate: Positive | None
+    averaging: Text = NOT_STATED
+    settings: Json = {}
+
+
+class LedgerBudget(_Record):
+    """The budget of the data set, before and after this run, as the ledger holds it."""
+
+    dataset: Text
+    unit: Text
+    neighbors: Neighbors
+    limit_epsilon: Positive
+    limit_delta: Delta
+    spent_before_epsilon: Amount
+    spent_before_delta: Amount | None = None
+    this_run_epsilon: Amount
+    this_run_delta: Amount | None = None
+    left_epsilon: Amount
+    left_delta: Amount
+    entry: Text
+    head: Text
+
+
+class Interval(_Record):
+    """A value with its interval. NaN and None alike: not defined (no positives, say)."""
+
+    value: FiniteOrNone
+    low: FiniteOrNone = None
+    high: FiniteOrNone = None
+
+
+class Scores(_Record):
+    """How well a model predicts one task. ``calibration``: mean prediction / observed rate."""
+
+    auc: Interval
+    log_loss: Interval
+    normalized_entropy: Interval
+    calibration: Interval
+
+
+class Reference(_Record):
+    """The scores of something known, on the same rows: the Bayes optimum, a model trained without privacy."""
+
+    name: Text
+    scores: Scores
+
+
+class CurvePoint(_Record):
+    """One bin of the calibration curve."""
+
+    mean_predicted: float
+    observed_rate: float
+    low: FiniteOrNone = None
+    high: FiniteOrNone = None
+    rows: Count
+
+
+class TaskMetrics(_Record):
+    """The scores of one task. ``released``: they went through the mechanism, so epsilon covers them."""
+
+    task: Text
+    released: bool
+    rows: Count
+    positives: Count
+    scores: Scores
+    reference: Reference | None = None
+    curve: tuple[CurvePoint, ...] = ()
+
+
+class Headline(NamedTuple):
+    """The parts of the headline: what comes before the claim, the claim, what comes after it."""
+
+    warnings: tuple[str, ...]
+    claim: str
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "".join(f"{warning}: " for warning in self.warnings) + " — ".join((self.claim, *self.notes))
+
+
+def _publish_headline(schema: dict[str, Any]) -> None:
+    """Add the computed headline to the schema: it stands in every report file."""
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"]["headline"] = {"title": "Headline", "type": "string", "readOnly": True}
+    schema["required"] = sorted({*schema["required"], "headline"})
+
+
+class Report(_Record):
+    """The privacy report of one run. ``guarantee`` is None for a run without privacy."""
+
+    model_config = ConfigDict(json_schema_extra=_publish_headline)
+
+    report_version: Literal["1"] = "1"
+    run: Run
+    guarantee: Guarantee | None
+    mechanism: Mechanism
+    assumptions: tuple[Assumption, ...]
+    not_covered: tuple[Text, ...]
+    """What epsilon does not cover, a sentence each."""
+    data: Data
+    model: Model
+    budget: LedgerBudget | None
+    metrics: tuple[TaskMetrics, ...]
+
+    @model_validator(mode="after")
+    def _blocks_agree(self) -> Self:
+        promise, budget = self.guarantee, self.budget
+        if promise and not self.mechanism.is_private:
+            raise ValueError("a guarantee cannot rest on an event without privacy")
+        if promise and budget and (promise.unit, promise.neighbors) != (budget.unit, budget.neighbors):
+            raise ValueError(
+                f"the guarantee is for {promise.unit} ({promise.neighbors}), "
+                f"but the budget is for {budget.unit} ({budget.neighbors})"
+            )
+        return self
+
+    def with_status(self, status: Status) -> tuple[str, ...]:
+        """Returns the texts of the assumptions of one status."""
+        return tuple(assumption.text for assumption in self.assumptions if assumption.status == status)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The headline in one word."""
+        if self.guarantee is None:
+            return "not private"
+        if self.with_status("violated"):
+            return "violated"
+        if self.run.insecure_seed is not None:
+            return "not private"
+        return "conditional" if self.with_status("asserted") or not self.assumptions else "private"
+
+    @property
+    def headline_parts(self) -> Headline:
+        """The headline before it is joined to one line."""
+        public = (f"public data ({self.data.dataset})",) if self.data.public else ()
+        if self.guarantee is None:
+            return Headline((), "NOT PRIVATE", ("trained without differential privacy", *public))
+        violated, asserted = self.with_status("violated"), self.with_status("asserted")
+        warnings = []
+        notes = []
+        if violated:
+            warnings.append("VIOLATED")
+            notes.append(f"does not hold: {_counted(violated, 'violated')}")
+        if self.run.insecure_seed is not None:
+            warnings.append("NOT PRIVATE TO ANYONE WHO KNOWS THE SEED")
+        if asserted:
+            notes.append(f"rests on {_counted(asserted, 'asserted')}")
+        if not self.assumptions:
+            notes.append("its assumptions are not stated")
+        return Headline(tuple(warnings), self.guarantee.phrase(), (*notes, *public))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def headline(self) -> str:
+        """The whole report in one line."""
+        return str(self.headline_parts)
+
+    def to_json(self) -> str:
+        """Returns the canonical JSON: sorted keys, two spaces, UTF-8 as it is, one newline at the end."""
+        fields = self.model_dump(mode="json")
+        return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Returns the report that `to_json` wrote; refuses unknown keys and a headline not its own."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError("a report is one JSON object")
+        stated = fields.pop("headline", None)
+        report = cls.model_validate_json(json.dumps(fields), strict=True)
+        if stated != report.headline:
+            raise ValueError(f"the headline says {stated!r}, the facts say {report.headline!r}")
+        return report
+
+
+def _counted(texts: tuple[str, ...], status: str) -> str:
+    return f"{len(texts)} {status} assumption{'s' if len(texts) > 1 else ''}: {'; '.join(texts)}"

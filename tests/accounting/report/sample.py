@@ -1,0 +1,205 @@
+"""One whole report, as a run would write it; tests vary it block by block."""
+
+from typing import Any
+
+from accounting.report.record import (
+    Accountant,
+    Assumption,
+    CurvePoint,
+    Data,
+    Guarantee,
+    Interval,
+    LedgerBudget,
+    Mechanism,
+    Model,
+    ProfilePoint,
+    Reference,
+    Report,
+    Run,
+    Scores,
+    TaskMetrics,
+)
+
+
+def report(**blocks: Any) -> Report:
+    return Report(**{**BLOCKS, **blocks})
+
+
+def guarantee(**fields: Any) -> Guarantee:
+    return Guarantee(**{**GUARANTEE, **fields})
+
+
+def run(**fields: Any) -> Run:
+    return Run(**{**RUN, **fields})
+
+
+def data(**fields: Any) -> Data:
+    return Data(**{**DATA, **fields})
+
+
+RUN: dict[str, Any] = {
+    "id": "2026-11-22T10-31-07-4f1c",
+    "created_at": "2026-11-22T10:31:07Z",
+    "library_version": "0.1.0",
+    "versions": {"torch": "2.9.1", "opacus": "1.6.0", "dp-accounting": "0.6.0"},
+    "python": "3.11.14",
+    "seconds": 48.31,
+    "seed": 17,
+    "insecure_seed": None,
+    "config": {
+        "data": {"path": "impressions.parquet", "schema": "ads.toml", "test_after": "2026-11-15T00:00:00"},
+        "ledger": {"url": "postgresql://trainer:hunter2@budget.internal/ledger"},
+        "model": {"name": "dcn"},
+        "plan": {
+            "epsilon": 3.0,
+            "delta": 1e-6,
+            "unit": "user",
+            "batch": 4096,
+            "rows_per_unit": 8,
+            "epochs": 4,
+        },
+    },
+}
+GUARANTEE: dict[str, Any] = {
+    "epsilon": 2.9714,
+    "epsilon_lower": 2.9688,
+    "delta": 1e-6,
+    "unit": "user",
+    "unit_columns": ["user_id"],
+    "neighbors": "add-remove",
+    "neighbors_definition": "one data set has all rows of one user more than the other",
+    "released": "final model",
+    "accountant": Accountant(method="PLD", grid=1e-4, library="dp-accounting", version="0.6.0"),
+    "epsilon_without_amplification": 41.1802,
+    "profile": [
+        ProfilePoint(delta=1e-5, epsilon=2.5561),
+        ProfilePoint(delta=1e-7, epsilon=3.3462),
+        ProfilePoint(delta=1e-8, epsilon=3.6901),
+    ],
+}
+DATA: dict[str, Any] = {
+    "dataset": "ads-2026q4",
+    "population": 40_000,
+    "public": False,
+    "split": "training rows were shown before 2026-11-15, test rows after",
+    "schema_sha256": "9f" * 32,
+    "labels": ["click", "conversion"],
+    "categorical": 6,
+    "numeric": 4,
+    "unit_columns": ["user_id"],
+}
+ENFORCED = Assumption(text="one user adds at most 8 rows to a batch", status="enforced", by="privads.logs.bounds")
+CHECKED = Assumption(
+    text="the clipped gradient of every user has norm at most 1",
+    status="checked",
+    by="privads.training.clipping",
+)
+ASSERTED = Assumption(
+    text="the job's own log files stay inside the team", status="asserted", by="ranking-team@example.com"
+)
+VIOLATED = Assumption(text="batches were drawn by Poisson sampling", status="violated", by="privads.training.sampling")
+CURVE = [
+    CurvePoint(mean_predicted=x, observed_rate=y, low=y * 0.82, high=y * 1.2, rows=1050)
+    for x, y in (
+        (0.0061, 0.0083),
+        (0.0104, 0.0121),
+        (0.0152, 0.0149),
+        (0.0207, 0.0226),
+        (0.0288, 0.0271),
+        (0.0401, 0.0415),
+        (0.0566, 0.0528),
+        (0.0834, 0.0871),
+        (0.1312, 0.1243),
+        (0.2410, 0.2296),
+    )
+]
+BLOCKS: dict[str, Any] = {
+    "run": run(),
+    "guarantee": guarantee(),
+    "mechanism": Mechanism(
+        event={
+            "event": "self-composed",
+            "count": 40,
+            "of": {
+                "event": "poisson-sampled",
+                "sampling_rate": 0.1024,
+                "of": {"event": "gaussian", "noise_multiplier": 1.1},
+            },
+        },
+        sampler="poisson",
+        sampling_rate=0.1024,
+        steps=40,
+        batch=4096,
+        rows_per_unit=8,
+        clip_norm=1.5,
+        noise_multiplier=1.1,
+        noise_std=1.65,
+        randomness="noise and batches come from the operating system's entropy",
+        floating_point="idealized: Gaussian noise is accounted for as real numbers, drawn in float32",
+    ),
+    "assumptions": [ENFORCED, CHECKED],
+    "not_covered": [
+        "The metrics below were computed on held-out rows without noise.",
+        "Choosing the model and its settings by looking at the same data.",
+    ],
+    "data": data(),
+    "model": Model(
+        name="dcn",
+        parameters=118_402,
+        optimizer="Adam",
+        learning_rate=0.001,
+        averaging="exponential, decay 0.99",
+        settings={"crosses": 2, "hidden": [64, 32]},
+    ),
+    "budget": LedgerBudget(
+        dataset="ads-2026q4",
+        unit="user",
+        neighbors="add-remove",
+        limit_epsilon=8.0,
+        limit_delta=1e-5,
+        spent_before_epsilon=2.0,
+        spent_before_delta=1e-6,
+        this_run_epsilon=2.9714,
+        this_run_delta=1e-6,
+        left_epsilon=3.0286,
+        left_delta=8e-6,
+        entry="12",
+        head="c0ffee" * 10 + "c0ff",
+    ),
+    "metrics": [
+        TaskMetrics(
+            task="click",
+            released=False,
+            rows=10_500,
+            positives=662,
+            scores=Scores(
+                auc=Interval(value=0.741, low=0.733, high=0.749),
+                log_loss=Interval(value=0.2107, low=0.2015, high=0.2204),
+                normalized_entropy=Interval(value=0.912, low=0.897, high=0.931),
+                calibration=Interval(value=1.021, low=0.955, high=1.094),
+            ),
+            reference=Reference(
+                name="Bayes optimum",
+                scores=Scores(
+                    auc=Interval(value=0.782, low=0.774, high=0.791),
+                    log_loss=Interval(value=0.1964, low=0.1871, high=0.2055),
+                    normalized_entropy=Interval(value=0.851, low=0.836, high=0.866),
+                    calibration=Interval(value=1.003, low=0.941, high=1.07),
+                ),
+            ),
+            curve=CURVE,
+        ),
+        TaskMetrics(
+            task="conversion",
+            released=False,
+            rows=10_500,
+            positives=0,
+            scores=Scores(
+                auc=Interval(value=None),
+                log_loss=Interval(value=0.00214, low=0.00201, high=0.00229),
+                normalized_entropy=Interval(value=None),
+                calibration=Interval(value=None),
+            ),
+        ),
+    ],
+}

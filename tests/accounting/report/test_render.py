@@ -1,0 +1,310 @@
+import re
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from accounting.report.record import CurvePoint, Interval, Report
+from accounting.report.render import MissingExtra, budget_bar, html, interval, markdown
+from tests.accounting.report import sample
+from tests.accounting.report.sample import ASSERTED, CHECKED, ENFORCED, VIOLATED, data, guarantee, report, run
+
+HOSTILE = '<script>alert("x")</script>&amp;<img src=x onerror=y>|`*'
+VARIANTS = {
+    "private": report(),
+    "asserted": report(assumptions=[ENFORCED, CHECKED, ASSERTED]),
+    "violated and seeded": report(assumptions=[ENFORCED, VIOLATED], run=run(insecure_seed=3)),
+    "without privacy": report(guarantee=None, budget=None, data=data(public=True)),
+    "little stated": report(
+        guarantee=guarantee(epsilon_lower=None, epsilon_without_amplification=None, profile=[], unit_columns=[]),
+        data=data(population=None, schema_sha256=None, split="not stated"),
+        run=run(seconds=None, seed=None),
+        budget=sample.BLOCKS["budget"].model_copy(update={"spent_before_delta": None, "this_run_delta": None}),
+        assumptions=[],
+        not_covered=[],
+        metrics=[],
+    ),
+}
+variants = pytest.mark.parametrize("made", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+class Page(HTMLParser):
+    """Reads a page; `problems` holds tags that do not nest, `text` what a reader sees."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "hr", "input"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.problems: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.headline = ""
+        self.feed(source)
+        self.close()
+        self.problems += [f"{tag} is never closed" for tag in self.open]
+        self.text = " ".join("".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(f"{tag} is closed where it is not open")
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open and "title" not in self.open:
+            self.texts.append(data)
+        if "h1" in self.open:
+            self.headline += data
+
+
+def page_of(made: Report) -> Page:
+    return Page(page_source(made))
+
+
+def page_source(made: Report) -> str:
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError:
+        with pytest.raises(MissingExtra, match=r'pip install "privads\[report\]"'):
+            html(made)
+        pytest.skip("the extra `report` is not installed")
+    return html(made)
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_without_the_extra_html_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "accounting.report.plot", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError) as caught:
+        html(report())
+    assert caught.type is MissingExtra
+    assert 'pip install "privads[report]"' in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_extra_json_and_markdown_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "accounting.report.plot", raising=False)
+    for missing in ("jinja2", "matplotlib"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    assert report().headline in markdown(report())
+    assert report().headline in report().to_json()
+
+
+@variants
+def test_html_is_well_formed(made: Report) -> None:
+    source = page_source(made)
+    page = Page(source)
+    assert page.problems == []
+    assert source.lstrip().startswith("<!DOCTYPE html>")
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+
+
+@variants
+def test_both_forms_hold_headline_assumptions_and_what_is_not_covered(made: Report) -> None:
+    page, text = page_of(made), markdown(made)
+    assert page.headline == made.headline
+    assert f"**{made.headline}**" in text
+    for line in (*made.not_covered, *(word for a in made.assumptions for word in (a.text, a.status, a.by))):
+        assert line in page.text
+        assert line in text
+
+
+def test_the_answer_comes_before_the_details() -> None:
+    made = VARIANTS["asserted"]
+    for text in (page_of(made).text, markdown(made)):
+        order = [
+            made.headline,
+            "Someone who sees",
+            made.not_covered[0],
+            ASSERTED.by,
+            "sampling rate",
+            "AUC",
+            "torch",
+        ]
+        places = [text.index(part) for part in order]
+        assert places == sorted(places)
+
+
+@variants
+def test_no_epsilon_is_printed_without_its_terms(made: Report) -> None:
+    terms = r" \(delta ([\d.e-]+|not stated), user, add/remove, [\w ]+\)"
+    figure = r"(epsilon|ε) *(<=|>=|≤|≥|=) *[\d.e-]+"
+    lines = markdown(made).splitlines()
+    for text in (*lines, page_of(made).text, made.headline):
+        assert len(re.findall(figure, text)) == len(re.findall(figure + terms, text)), text
+    claims = [line for line in lines if "epsilon <=" in line or "ε ≤" in line]
+    assert bool(claims) == (made.guarantee is not None)
+    for line in claims:
+        assert "delta" in line
+        assert "user" in line
+        assert "add/remove" in line
+
+
+def test_every_profile_point_and_the_figure_without_sampling_are_shown() -> None:
+    for text in (markdown(report()), page_of(report()).text):
+        for figure in (
+            "epsilon >= 2.96 (delta 1e-06, user",
+            "epsilon <= 2.56 (delta 1e-05, user",
+            "epsilon <= 3.35 (delta 1e-07, user",
+            "epsilon <= 3.70 (delta 1e-08, user",
+            "epsilon <= 41.19 (delta 1e-06, user",
+        ):
+            assert figure in text
+
+
+@variants
+def test_nothing_is_left_blank(made: Report) -> None:
+    source = page_source(made)
+    assert re.findall(r"<(?:dd|dt|td|th|li|p|h2|h3)(?: [^>]*)?>\s*</", source) == []
+    assert [line for line in markdown(made).splitlines() if re.search(r"\|\s*\|", line)] == [
+        line for line in markdown(made).splitlines() if line == "|  |  |" or line.startswith("|  | this model |")
+    ]
+    assert "None" not in source
+    assert "None" not in markdown(made)
+
+
+def test_what_is_missing_is_called_not_stated() -> None:
+    made = VARIANTS["little stated"]
+    for text in (markdown(made), page_of(made).text):
+        for name in (
+            "population, declared",
+            "schema SHA-256",
+            "split",
+            "lower end",
+            "without sampling",
+            "time taken",
+        ):
+            assert re.search(rf"{name}( \| |\s?)not stated", text), name
+        assert "delta not stated" in text
+
+
+def test_hostile_values_stay_text_in_html() -> None:
+    source = page_source(hostile())
+    page = Page(source)
+    assert page.problems == []
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert page.headline == hostile().headline
+    assert page.text.count('<script>alert("x")</script>') >= 8
+
+
+def test_hostile_values_stay_text_in_markdown() -> None:
+    text = markdown(hostile())
+    prose = re.sub(r"```json\n.*?\n```", "", text, flags=re.DOTALL)
+    assert re.search(r"(?<!\\)<[a-zA-Z/]", prose) is None
+    for table in re.findall(r"(?:^\|.*\n)+", prose, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def hostile() -> Report:
+    task = sample.BLOCKS["metrics"][0]
+    return report(
+        data=data(dataset=HOSTILE, public=True, labels=[HOSTILE]),
+        assumptions=[ASSERTED.model_copy(update={"text": HOSTILE, "by": HOSTILE})],
+        not_covered=[HOSTILE],
+        metrics=[
+            task.model_copy(update={"task": HOSTILE, "reference": task.reference.model_copy(update={"name": HOSTILE})})
+        ],
+        run=run(config={HOSTILE: HOSTILE}),
+        model=sample.BLOCKS["model"].model_copy(update={"name": HOSTILE, "settings": {HOSTILE: HOSTILE}}),
+    )
+
+
+@variants
+def test_html_runs_nothing_and_loads_nothing(made: Report) -> None:
+    source = page_source(made)
+    page = Page(source)
+    assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not {name for name in attributes if name.startswith("on") or name == "src"}
+        for name in ("href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert re.findall(r"@import|url\((?!#)|https?:", source) == []
+
+
+def test_html_has_a_dark_and_a_printed_form_and_the_plot_follows() -> None:
+    source = page_source(report())
+    assert "prefers-color-scheme: dark" in source
+    assert "@media print" in source
+    plot = re.search(r"<svg.*?</svg>", source, flags=re.DOTALL)
+    assert plot is not None
+    assert set(re.findall(r"#[0-9a-f]{6}\b", plot[0])) == set()
+    assert "var(--accent)" in plot[0]
+
+
+def test_the_calibration_plot_has_a_title_and_a_point_for_every_bin() -> None:
+    plot = re.search(r"<svg.*?</svg>", page_source(report()), flags=re.DOTALL)
+    assert plot is not None
+    assert 'role="img"' in plot[0]
+    assert "<title>Calibration of click: observed rate against mean prediction</title>" in plot[0]
+    markers = re.findall(r'<use xlink:href="#[^"]*" [^>]*style="fill: var\(--accent\)', plot[0])
+    assert len(markers) == len(sample.CURVE)
+
+
+@pytest.mark.parametrize("points", [[(0.0, 0.0)], [(0.01, 0.0), (0.4, 0.5)], [(0.2, 0.2)], [(1.0, 1.0)]])
+def test_a_calibration_curve_may_hold_zeros_and_lack_intervals(points: list[tuple[float, float]]) -> None:
+    curve = tuple(CurvePoint(mean_predicted=x, observed_rate=y, rows=5) for x, y in points)
+    task = sample.BLOCKS["metrics"][0].model_copy(update={"curve": curve})
+    assert "<svg" in page_source(report(metrics=[task]))
+
+
+@variants
+def test_the_same_report_gives_the_same_bytes(made: Report) -> None:
+    assert page_source(made) == page_source(Report.from_json(made.to_json()))
+    assert markdown(made) == markdown(Report.from_json(made.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("of", "shown"),
+    [
+        (Interval(value=0.741, low=0.733, high=0.749), "0.741 [0.733, 0.749]"),
+        (Interval(value=0.7414, low=0.7410, high=0.7419), "0.74140 [0.74100, 0.74190]"),
+        (Interval(value=0.00214, low=0.00201, high=0.00229), "0.00214 [0.00201, 0.00229]"),
+        (Interval(value=1.0, low=1.0, high=1.0), "1.000 [1.000, 1.000]"),
+        (Interval(value=0.0, low=0.0, high=0.5), "0.000 [0.000, 0.500]"),
+        (Interval(value=None), "not defined"),
+        (Interval(value=0.741), "0.741 [not stated, not stated]"),
+    ],
+)
+def test_metrics_are_shown_with_their_intervals(of: Interval, shown: str) -> None:
+    assert interval(of) == shown
+
+
+def test_the_reference_stands_beside_the_metric() -> None:
+    assert "| AUC | 0.741 [0.733, 0.749] | 0.782 [0.774, 0.791] |" in markdown(report())
+    assert "Bayes optimum" in markdown(report())
+    assert re.search(r"AUC\s*0\.741 \[0\.733, 0\.749\]\s*0\.782 \[0\.774, 0\.791\]", page_of(report()).text)
+
+
+def test_metrics_say_whether_epsilon_covers_them() -> None:
+    released = sample.BLOCKS["metrics"][0].model_copy(update={"released": True})
+    for render in (markdown, lambda made: page_of(made).text):
+        assert "epsilon does not cover these figures" in render(report())
+        assert "epsilon does not cover these figures" not in render(report(metrics=[released]))
+        assert "epsilon covers these figures" in render(report(metrics=[released]))
+
+
+def test_the_bar_shows_before_this_run_and_left() -> None:
+    bar = budget_bar(sample.BLOCKS["budget"])  # limit 8: 2 before, 2.9714 now, 3.0286 left
+    assert bar.before == 25.0
+    assert bar.this_run == pytest.approx(37.14, abs=0.01)
+    assert bar.words == "25% of the limit was spent before, 37% went to this run, 38% is left"
+    overspent = sample.BLOCKS["budget"].model_copy(update={"spent_before_epsilon": 9.0, "left_epsilon": 0.0})
+    assert budget_bar(overspent)[:2] == (100.0, 0.0)
+
+
+def test_a_broken_promise_is_not_explained_as_if_it_held() -> None:
+    for text in (markdown(VARIANTS["violated and seeded"]), page_of(VARIANTS["violated and seeded"]).text):
+        assert "Nothing is promised: an assumption is violated." in text
+        assert "Whoever knows the seed can compute the noise and subtract it." in text
+    for text in (markdown(VARIANTS["without privacy"]), page_of(VARIANTS["without privacy"]).text):
+        assert "It protects nobody" in text
+        assert "% accuracy" not in text
