@@ -1,0 +1,89 @@
+"""`Rows` and `Batch`: what travels between logs, models and trainers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from privads.logs.schema import Schema
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """A set of rows as a model reads them.
+
+    dense: (rows, numeric) float in [-1, 1]. ids: (total,) rows of the fused table. offsets: (rows * categorical + 1,)
+    where the ids of bag (row, field) begin, so a one-hot field is a bag of length 1. labels: per task (rows,) in
+    {0, 1}. observed: per task (rows,) bool, False where the label is not known yet. weights: (rows,).
+    """
+
+    dense: Tensor
+    ids: Tensor
+    offsets: Tensor
+    labels: Mapping[str, Tensor]
+    observed: Mapping[str, Tensor]
+    weights: Tensor
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.weights)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Returns the batch on ``device``."""
+
+        return Batch(
+            dense=self.dense.to(device),
+            ids=self.ids.to(device),
+            offsets=self.offsets.to(device),
+            labels={task: label.to(device) for task, label in self.labels.items()},
+            observed={task: known.to(device) for task, known in self.observed.items()},
+            weights=self.weights.to(device),
+        )
+
+
+class Rows(Protocol):
+    """Rows with owners. `Logs` is one; a company's own store can be another.
+
+    Reading `units` or calling `take` may read private rows; `schema` and `check` must not.
+    """
+
+    @property
+    def schema(self) -> "Schema":
+        """The public facts."""
+        ...
+
+    def check(self) -> None:
+        """Raise ValueError where the public facts do not hold (a missing file or column); reads no row."""
+        ...
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """(rows,) who owns each row, as numbers from 0."""
+        ...
+
+    def take(self, row_numbers: NDArray[np.int64]) -> Batch:
+        """Returns these rows, in this order."""
+        ...
+
+    def reference(self, task: str) -> NDArray[np.float64] | None:
+        """Returns (rows,) another predictor's probability of ``task``, if there is one."""
+        ...
+
+
+def padding(schema: "Schema", rows: int = 1) -> Batch:
+    """Returns ``rows`` made-up rows without weight: what a model sees when a Poisson draw is empty."""
+    starts = torch.tensor(schema.bucket_starts[:-1], dtype=torch.int64)
+    return Batch(
+        dense=torch.zeros(rows, len(schema.numeric)),
+        ids=starts.repeat(rows),
+        offsets=torch.arange(rows * len(starts) + 1),
+        labels={task: torch.zeros(rows) for task in schema.tasks},
+        observed={task: torch.zeros(rows, dtype=torch.bool) for task in schema.tasks},
+        weights=torch.zeros(rows),
+    )

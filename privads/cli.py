@@ -1,0 +1,239 @@
+"""The command line. Results go to stdout, progress and errors to stderr; `--json` gives one JSON object.
+
+Exit codes: 0 done; 2 usage or bad input (one clear line); 3 budget exceeded.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Train ads models with differential privacy, and say for every run what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+budget_app = typer.Typer(help="The privacy budget of each data set.", no_args_is_help=True)
+app.add_typer(budget_app, name="budget")
+
+BAD_INPUT, BUDGET_EXCEEDED = 2, 3
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+LedgerUrl = Annotated[str, typer.Option("--ledger", help="Where the budget is kept, such as sqlite:///budget.db.")]
+Dataset = Annotated[str, typer.Option("--dataset", help="The data set's name, as its schema says.")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="run.toml: data, model and budget.")],
+    setting: Annotated[list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE, over the file's.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run folder; it must not exist.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on a log, within a budget, and write its run folder and report."""
+    from privads.job import prepare, read_config
+    from privads.progress import bar
+
+    settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
+    job = prepare(read_config(config, settings))
+    run = job.run(progress=None if quiet else bar)
+    report = run.report()
+    if as_json:
+        typer.echo(report.to_json(), nl=False)
+        return
+    for task in report.metrics:
+        typer.echo("\n".join(_metric_lines(task, named=len(report.metrics) > 1)))
+    typer.echo(report.headline)
+    typer.echo(_budget_line(report.budget))
+    page = job.out / "report.html"
+    typer.echo(f"report: {page if page.is_file() else job.out / 'report.json'}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    logs: Annotated[str, typer.Argument(help="The rows to score: a file, folder or pattern; labels are not needed.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write: one row of probabilities for each row.")],
+) -> None:
+    """Score a log with the model of a run folder, row by row, in the log's order."""
+    from privads.training.checkpoint import load
+    from privads.training.scores import write_scores
+
+    model, schema = load(run)
+    rows = write_scores(model, schema, logs, out)
+    typer.echo(f"{rows} rows scored: {out}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    form: Annotated[str, typer.Option("--format", help="markdown, html or json.")] = "markdown",
+) -> None:
+    """Print the privacy report of a run."""
+    from accounting.report import render
+    from accounting.report.record import Report
+    from privads.config import ConfigError
+
+    file = run / "report.json"
+    if not file.is_file():
+        raise ConfigError(f"{run} is not a run folder: it has no report.json")
+    record = Report.from_json(file.read_text(encoding="utf-8"))
+    forms = {"markdown": render.markdown, "html": render.html, "json": Report.to_json}
+    if form not in forms:
+        raise ConfigError(f"--format must be one of {', '.join(forms)}, got {form!r}")
+    typer.echo(forms[form](record))
+
+
+@app.command()
+def simulate(
+    users: Annotated[int, typer.Option(help="How many users.", min=1)],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write; its schema goes to ads.toml beside it.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same log.")] = 0,
+    public: Annotated[bool, typer.Option("--public", help="Declare the simulated rows public.")] = False,
+) -> None:
+    """Write a made-up ads log with a known Bayes-optimal predictor, and the schema to read it."""
+    import pyarrow.parquet
+
+    from privads.logs.simulator import schema_toml, simulate
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table = simulate(users, seed=seed)
+    pyarrow.parquet.write_table(table, out)
+    schema = out.parent / "ads.toml"
+    schema.write_text(schema_toml(users, public=public), encoding="utf-8")
+    typer.echo(f"{table.num_rows} impressions of {users} users: {out}; schema: {schema}")
+
+
+@budget_app.command("init")
+def budget_init(
+    ledger: LedgerUrl,
+    dataset: Dataset,
+    epsilon: Annotated[float, typer.Option(help="The limit, once and for all.")],
+    delta: Annotated[float, typer.Option(help="The limit on delta.")],
+    unit: Annotated[str, typer.Option(help="Who is protected, as the schema calls it: user, example, ...")],
+) -> None:
+    """Set a data set's limit. It is set once; no run can go past it."""
+    from accounting.budget import Budget
+    from accounting.ledger import Ledger
+
+    limit = Budget(epsilon=epsilon, delta=delta, unit=unit)
+    Ledger.init(ledger, dataset=dataset, budget=limit)
+    typer.echo(f"{dataset}: limit {limit} in {ledger}")
+
+
+@budget_app.command("show")
+def budget_show(ledger: LedgerUrl, dataset: Dataset, as_json: Json = False) -> None:
+    """Show a data set's limit, what was spent and what is left."""
+    from accounting.ledger import Ledger
+
+    book = Ledger.open(ledger)
+    balance, history = book.balance(dataset), book.history(dataset)
+    if as_json:
+        _print_json(
+            {
+                "dataset": dataset,
+                "unit": balance.limit.unit,
+                "neighbors": balance.limit.neighbors,
+                "limit": {"epsilon": balance.limit.epsilon, "delta": balance.limit.delta},
+                "spent": {"epsilon": balance.spent_epsilon, "delta": balance.spent_delta},
+                "left": {"epsilon": balance.left_epsilon, "delta": balance.left_delta},
+                "entries": [
+                    {
+                        "id": one.id,
+                        "state": one.state,
+                        "epsilon": one.epsilon,
+                        "delta": one.delta,
+                        "purpose": one.purpose,
+                    }
+                    for one in history
+                ],
+            }
+        )
+        return
+    terms = f"{balance.limit.unit}, {balance.limit.neighbors.replace('-', '/')}"
+    typer.echo(f"{dataset}: limit {balance.limit}")
+    typer.echo(f"spent: epsilon {balance.spent_epsilon:.6g}, delta {balance.spent_delta:.3g} ({terms})")
+    typer.echo(f"left: epsilon {balance.left_epsilon:.6g}, delta {balance.left_delta:.3g} ({terms})")
+    for one in history:
+        typer.echo(
+            f"  {one.id}  {one.state:9}  epsilon {one.epsilon:.6g}, delta {one.delta:.3g} ({terms})  {one.purpose}"
+        )
+
+
+@budget_app.command("verify")
+def budget_verify(
+    ledger: LedgerUrl,
+    head: Annotated[str | None, typer.Option(help="The ledger's head hash from an earlier report.")] = None,
+) -> None:
+    """Check that no entry of a ledger was changed, removed or reordered."""
+    from accounting.ledger import Ledger
+
+    found = Ledger.open(ledger).verify(head=head)
+    tail = "it contains the given head" if found.anchored else "its tail is not anchored: give --head from a report"
+    typer.echo(f"{found.entries} entries, unbroken; {tail}; head {found.head}")
+
+
+def main() -> None:
+    """Run the command line; every refusal is one line on stderr."""
+    from accounting.budget import BudgetExceeded
+    from accounting.ledger import LedgerError
+
+    try:
+        app()
+    except BudgetExceeded as error:
+        _refuse(error, BUDGET_EXCEEDED)
+    except (ValueError, LedgerError, ImportError, OSError) as error:
+        _refuse(error, BAD_INPUT)
+
+
+def _refuse(error: Exception, code: int) -> None:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    print(f"privads: {lines[0]}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _metric_lines(task: Any, *, named: bool) -> list[str]:
+    prefix = f"{task.task}: " if named else ""
+    scores, reference = task.scores, task.reference
+    beside = ""
+    if reference is not None:
+        best = reference.scores
+        beside = f" ({reference.name}: {_plain(best.auc)}, {_plain(best.normalized_entropy)})"
+    return [
+        f"{prefix}AUC {_interval(scores.auc)}, normalized entropy {_interval(scores.normalized_entropy)}{beside}",
+        f"{prefix}calibration {_interval(scores.calibration)} (predicted / observed)",
+    ]
+
+
+def _interval(interval: Any) -> str:
+    if interval.value is None:
+        return "not defined"
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _plain(interval: Any) -> str:
+    return "not defined" if interval.value is None else f"{interval.value:.3f}"
+
+
+def _budget_line(budget: Any) -> str:
+    if budget is None:
+        return "budget left: no ledger was charged (public data)"
+    terms = f"{budget.unit}, {budget.neighbors.replace('-', '/')}"
+    return (
+        f"budget left: epsilon {budget.left_epsilon:.4g} of {budget.limit_epsilon:.4g}, "
+        f"delta {budget.left_delta:.3g} of {budget.limit_delta:.3g} ({terms}, data set {budget.dataset})"
+    )
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""TOML into frozen pydantic models, and errors that say in one line what to change."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A file or setting that cannot be used as it is; the message is one line with the remedy."""
+
+
+def parse_model(model: type[Model], data: Mapping[str, Any], *, source: str) -> Model:
+    """Returns ``model`` made from ``data``; raises `ConfigError` naming the key, and the nearest known one."""
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_line(model, data, error)}") from None
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Returns the end of an error message about an unknown name: the nearest known one, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _first_line(model: type[BaseModel], data: Mapping[str, Any], error: ValidationError) -> str:
+    first = error.errors()[0]
+    for other in error.errors():  # an unknown key says more than the key that it was meant to be
+        if other["type"] == "extra_forbidden":
+            first = other
+            break
+    path = _path(first["loc"], data)
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{nearest_name(path[-1], _known_keys(model, path[:-1]))}"
+    if first["type"] == "missing" and path[-1] == first["loc"][-1]:
+        return f"missing key {key!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
+def _path(location: tuple[int | str, ...], data: Any) -> list[str]:
+    """Returns the keys of ``location`` as they stand in the file: without pydantic's names for the cases of a union."""
+    path = []
+    for position, part in enumerate(location):
+        if isinstance(data, Mapping):
+            if part in data:
+                data = data[part]
+            elif position < len(location) - 1:
+                continue  # the name of a case
+            path.append(str(part))
+    return path
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Returns the keys that are known at ``path`` inside ``model``."""
+    for part in path:
+        field = model.model_fields.get(part)
+        nested = None if field is None else _model_in(field.annotation)
+        if nested is not None:  # else ``part`` is a name that the user chose, in a table of such models
+            model = nested
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Returns the model that a type such as ``dict[str, str | Model]`` holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
+
+
+def override(data: Mapping[str, Any], setting: str) -> dict[str, Any]:
+    """Returns a copy of ``data`` with one ``table.key=value`` applied; the value is TOML, or else plain text.
+
+    >>> override({"plan": {"epochs": 4}}, "plan.epochs=8")
+    {'plan': {'epochs': 8}}
+    """
+    path, separator, text = setting.partition("=")
+    if not separator or not path.strip():
+        raise ConfigError(f"--set takes TABLE.KEY=VALUE, got {setting!r}")
+    keys = [key.strip() for key in path.split(".")]
+    result = dict(data)
+    table = result
+    for key in keys[:-1]:
+        inner = table.get(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {path}: {key!r} is a value, not a table")
+        table[key] = dict(inner)
+        table = table[key]
+    table[keys[-1]] = _toml_value(text.strip())
+    return result
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,1 @@
+"""How good a model is: mergeable metrics with intervals over privacy units."""

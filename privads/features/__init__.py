@@ -1,0 +1,1 @@
+"""Transforms from a log's columns to a model's inputs."""

@@ -1,0 +1,1 @@
+"""Ads logs: public schema, lazy columnar reading, one contribution bound, and a simulator."""

@@ -1,0 +1,222 @@
+"""Record batches into the arrays that a model is fed from.
+
+Everything here is a function of one row and the schema. A row that does not fit the schema (a number that is none,
+a missing unit) is left out, and a label that does not fit is unobserved: both contribute zero. What single rows hold
+decides nothing visible, unless the schema says that the data are public; then a misfit is an error.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
+import torch
+from numpy.typing import NDArray
+
+from privads.batch import Batch
+from privads.features.stateless import hash_buckets, log_scale
+from privads.logs.reader import LogError
+from privads.logs.schema import DelayedLabel, Schema
+
+NO_UNIT = -1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """Some encoded rows. dense: (rows, numeric). ids: (rows, categorical), rows of the fused table. units: per unit
+    column (rows,) text or None. times: (rows,) datetime64[us], NaT where unknown. fits: (rows,) bool.
+    """
+
+    dense: NDArray[np.float32]
+    ids: NDArray[np.int32]
+    labels: dict[str, NDArray[np.float32]]
+    observed: dict[str, NDArray[np.bool_]]
+    reference: dict[str, NDArray[np.float64]]
+    units: list[NDArray[np.object_]]
+    times: NDArray[np.datetime64]
+    fits: NDArray[np.bool_]
+
+
+def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
+    """Returns the rows of ``batch`` as the schema reads them."""
+    rows = batch.num_rows
+    fits = np.ones(rows, dtype=np.bool_)
+    misfits: dict[str, int] = {}
+
+    def mark(column: str, bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if bad.any():
+            misfits[column] = int(bad.sum())
+        return ~bad
+
+    dense = np.zeros((rows, len(schema.numeric)), dtype=np.float32)
+    for position, (name, numeric) in enumerate(schema.numeric.items()):
+        values, bad = _numbers(batch[name])
+        fits &= mark(name, bad)
+        low, high = numeric.range
+        dense[:, position] = log_scale(values, low=low, high=high)
+    times = np.full(rows, "NaT", dtype="datetime64[us]")
+    if schema.time is not None:
+        times = _times(batch[schema.time], schema.time_format)
+        fits &= mark(schema.time, np.isnat(times))
+    ids = np.zeros((rows, len(schema.categorical)), dtype=np.int32)
+    for position, (name, categorical) in enumerate(schema.categorical.items()):
+        if categorical.part is None:
+            own = _hashed(batch[name], field=name, buckets=categorical.buckets)
+        else:
+            own = hash_buckets(_time_parts(times, categorical.part), field=name, buckets=categorical.buckets)
+        ids[:, position] = schema.bucket_starts[position] + own
+    units = [_texts(batch[name]) for name in schema.unit]
+    for name, unit in zip(schema.unit, units, strict=True):
+        fits &= mark(name, pd.isna(unit))
+    labels, observed = _labels(batch, schema, times, mark)
+    if schema.public and misfits:
+        column, count = next(iter(misfits.items()))
+        raise LogError(
+            f"column {column!r}: {count} values do not fit the schema (the data are public, so this is an error)"
+        )
+    reference = {task: _numbers(batch[column])[0] for task, column in schema.reference.items()}
+    return Part(
+        dense=dense,
+        ids=ids,
+        labels=labels,
+        observed=observed,
+        reference=reference,
+        units=units,
+        times=times,
+        fits=fits,
+    )
+
+
+def as_batch(part: Part, row_numbers: NDArray[np.int64]) -> Batch:
+    """Returns these rows as a `Batch`; every categorical field is a bag of length 1."""
+    fields = part.ids.shape[1]
+    return Batch(
+        dense=torch.from_numpy(part.dense[row_numbers]),
+        ids=torch.from_numpy(part.ids[row_numbers].ravel().astype(np.int64)),
+        offsets=torch.arange(len(row_numbers) * fields + 1),
+        labels={task: torch.from_numpy(label[row_numbers]) for task, label in part.labels.items()},
+        observed={task: torch.from_numpy(known[row_numbers]) for task, known in part.observed.items()},
+        weights=torch.ones(len(row_numbers)),
+    )
+
+
+def unit_codes(parts: Iterable[Part], schema: Schema) -> NDArray[np.int64]:
+    """Returns (rows,) numbers from 0 that are equal exactly where all unit columns are equal.
+
+    No hash stands in for a key: two users that shared a code would be one unit, and removing one of them would
+    change more than the sensitivity allows.
+    """
+    columns = list(zip(*(part.units for part in parts), strict=True))
+    codes: NDArray[np.int64] | None = None
+    for column in columns:
+        own, uniques = pd.factorize(np.concatenate(column), use_na_sentinel=True)
+        joint = own if codes is None else codes * len(uniques) + own
+        codes = pd.factorize(joint)[0].astype(np.int64)
+    if codes is None:
+        raise ValueError("the schema names no unit columns")
+    return codes
+
+
+def uniform_of_key(part: Part, batch: pa.RecordBatch, schema: Schema, *, salt: str) -> NDArray[np.float64]:
+    """Returns (rows,) numbers in [0, 1): a salted hash of the unit's key, or of the whole row where it is the unit."""
+    keys = part.units or [_texts(batch[name]) for name in schema.columns]
+    total = np.zeros(batch.num_rows, dtype=np.uint64)
+    for position, key in enumerate(keys):
+        text = np.where(pd.isna(key), "", key)
+        hash_key = f"{salt}{position}".encode().hex().ljust(16, "0")[-16:]
+        total = total * np.uint64(0x9E3779B97F4A7C15) + pd.util.hash_array(text, hash_key=hash_key, categorize=False)
+    mixed = pd.util.hash_array(total)
+    return np.asarray(mixed >> np.uint64(11), dtype=np.float64) / 2.0**53
+
+
+def _labels(
+    batch: pa.RecordBatch,
+    schema: Schema,
+    times: NDArray[np.datetime64],
+    mark: Callable[[str, NDArray[np.bool_]], NDArray[np.bool_]],
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.bool_]]]:
+    labels, observed = {}, {}
+    for task, label in schema.labels.items():
+        if isinstance(label, DelayedLabel):
+            column = batch[label.time]
+            events = _times(column, schema.time_format)
+            happened = np.asarray(column.is_valid())
+            delay_hours = (events - times) / np.timedelta64(1, "h")
+            known = ~happened | (delay_hours >= 0)  # an event before its impression is a misfit
+            values = happened & (delay_hours <= label.within_hours)
+            mark(label.time, ~known)
+        else:
+            numbers, bad = _numbers(batch[label])
+            values = numbers == 1
+            known = values | (numbers == 0)
+            mark(label, bad | (~known & ~np.isnan(numbers)))
+        labels[task] = (values & known).astype(np.float32)
+        observed[task] = known
+    return labels, observed
+
+
+def _dictionary(column: pa.Array) -> tuple[NDArray[np.int64], list[Any]]:
+    """Returns (rows,) codes, -1 where missing, and the distinct values; undecodable bytes become replacement signs."""
+    encoded = column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode()
+    codes = np.asarray(encoded.indices.fill_null(NO_UNIT).to_numpy(zero_copy_only=False), dtype=np.int64)
+    values = encoded.dictionary
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = values.cast(pa.large_binary())
+    return codes, [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in values.to_pylist()]
+
+
+def _texts(column: pa.Array) -> NDArray[np.object_]:
+    """Returns (rows,) text, None where missing. The number 5 is "5" in a text file and in Parquet, as 5 or as 5.0."""
+    codes, values = _dictionary(column)
+    texts = np.array([*(_text(value) for value in values), None], dtype=object)
+    return texts[codes]
+
+
+def _text(value: Any) -> str | None:
+    match value:
+        case bool():
+            return str(int(value))
+        case float():
+            return None if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
+    return None if value is None else str(value)
+
+
+def _hashed(column: pa.Array, *, field: str, buckets: int) -> NDArray[np.int32]:
+    codes, values = _dictionary(column)
+    texts = np.array([*(_text(value) for value in values), None], dtype=object)
+    return hash_buckets(texts, field=field, buckets=buckets)[codes]
+
+
+def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Returns (rows,) floats, NaN where missing, and where a value is present but is no finite number."""
+    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
+        values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
+        bad = np.isinf(values)
+    else:
+        codes, texts = _dictionary(column)
+        parsed = np.append(pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64), np.nan)
+        values = parsed[codes]
+        bad = (codes != NO_UNIT) & ~np.isfinite(values)
+    return np.where(bad, np.nan, values), bad
+
+
+def _time_parts(times: NDArray[np.datetime64], part: str) -> NDArray[np.object_]:
+    """Returns (rows,) the hour of the day or the weekday (0 is Monday) as text, None where the time is unknown."""
+    stamps = pd.DatetimeIndex(times)
+    numbers = stamps.hour if part == "hour" else stamps.dayofweek
+    return np.array([*map(str, range(24)), None], dtype=object)[np.where(np.isnat(times), -1, numbers).astype(np.int64)]
+
+
+def _times(column: pa.Array, time_format: str | None) -> NDArray[np.datetime64]:
+    """Returns (rows,) datetime64[us] in UTC, NaT where missing or no time."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        micros = column.cast(pa.timestamp("us"), safe=False)
+        return np.asarray(micros.to_numpy(zero_copy_only=False), dtype="datetime64[us]")
+    codes, values = _dictionary(column)
+    texts = pd.Series([_text(value) for value in values], dtype=object)
+    parsed = pd.to_datetime(texts, format=time_format or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+    return np.append(parsed.to_numpy(dtype="datetime64[us]"), np.datetime64("NaT", "us"))[codes]

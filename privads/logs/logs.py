@@ -1,0 +1,183 @@
+"""`Logs`: paths and public facts. Making and splitting one opens nothing; its rows are read when first asked for."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from privads.batch import Batch
+from privads.logs.encode import Part, as_batch, encode, uniform_of_key, unit_codes
+from privads.logs.reader import LogError, check_columns, find_files, read_batches
+from privads.logs.schema import DelayedLabel, Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One side of a split that each row takes by itself: by a stated time, or by a salted hash of its unit's key."""
+
+    side: Literal["train", "test"]
+    after: datetime | None = None
+    test_fraction: float | None = None
+    salt: str = ""
+
+    def __str__(self) -> str:
+        if self.after is not None:
+            return f"rows {'before' if self.side == 'train' else 'at or after'} {self.after.isoformat()}"
+        share = self.test_fraction if self.test_fraction is not None else 0.0
+        share = share if self.side == "test" else 1 - share
+        return f"units whose salted hash (salt {self.salt!r}) falls in the {self.side} share of {share:.4g}"
+
+
+class Logs:
+    """An ads log on disk with its public facts.
+
+    path: a Parquet, CSV or TSV file (text may be compressed), a folder of them, or a pattern.
+    schema: a TOML file, a `Schema`, or the name of a format that privads knows, such as "avazu".
+    Nothing is opened before `check` (names only) or before `units` and `take` (rows).
+    """
+
+    def __init__(self, path: str | Path, schema: "str | Path | Schema", *, split: Split | None = None) -> None:
+        self.path = str(path)
+        self.schema = Schema.load(schema)
+        self.side = split
+
+    def __repr__(self) -> str:
+        return f"Logs({self.path!r}, dataset={self.schema.dataset!r}, {self.split_text})"
+
+    @property
+    def split_text(self) -> str:
+        """Which rows of the files these are, in words; made of public constants only."""
+        return "all rows" if self.side is None else str(self.side)
+
+    def split(
+        self,
+        *,
+        after: str | datetime | None = None,
+        test_fraction: float | None = None,
+        salt: str = "privads",
+    ) -> tuple["Logs", "Logs"]:
+        """Returns (train, test), split at the time ``after`` or by a salted hash of the unit's key. Opens nothing.
+
+        after: rows at or after it are for testing. A delayed label whose window had not closed by then is unobserved
+        in training, as it would have been on the day. test_fraction: in (0, 1).
+        """
+        if (after is None) == (test_fraction is None):
+            raise ValueError("split takes either after=TIME or test_fraction=SHARE")
+        if after is not None:
+            if self.schema.time is None:
+                raise ValueError("a split by time needs the time column: add time = COLUMN to the schema")
+            sides = [Split(side=side, after=_utc(after)) for side in ("train", "test")]
+        else:
+            if test_fraction is None or not 0 < test_fraction < 1:
+                raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}")
+            sides = [Split(side=side, test_fraction=test_fraction, salt=salt) for side in ("train", "test")]
+        train, test = (Logs(self.path, self.schema, split=side) for side in sides)
+        return train, test
+
+    def check(self) -> None:
+        """Refuse missing files and columns. Reads names only, no row."""
+        for file in find_files(self.path):
+            check_columns(file, self.schema, self.schema.columns)
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """(rows,) who owns each row, as numbers from 0. Reads the rows."""
+        return self._rows[1]
+
+    def take(self, row_numbers: NDArray[np.int64]) -> Batch:
+        """Returns these rows as a `Batch`. Reads the rows."""
+        return as_batch(self._rows[0], row_numbers)
+
+    def reference(self, task: str) -> NDArray[np.float64] | None:
+        """Returns (rows,) another predictor's probability of ``task``, where the schema names one. Reads the rows."""
+        return self._rows[0].reference.get(task)
+
+    @cached_property
+    def _rows(self) -> tuple[Part, NDArray[np.int64]]:
+        schema = self.schema
+        parts = []
+        for file in find_files(self.path):
+            for batch in read_batches(file, schema, schema.columns):
+                part = encode(batch, schema)
+                chosen = part.fits if self.side is None else part.fits & self._on_side(part, batch)
+                parts.append(_select(part, chosen))
+        if not parts:
+            parts = [_empty(schema)]
+        codes = unit_codes(parts, schema) if schema.unit else None
+        joined = _join(parts)
+        if self.side is not None and self.side.side == "train" and self.side.after is not None:
+            joined = _as_known_at(joined, schema, self.side.after)
+        return joined, np.arange(len(joined.fits)) if codes is None else codes
+
+    def _on_side(self, part: Part, batch: object) -> NDArray[np.bool_]:
+        side = self.side
+        if side is None:
+            raise LogError("these rows are not split")
+        if side.after is not None:
+            testing = part.times >= np.datetime64(side.after, "us")
+        else:
+            testing = uniform_of_key(part, batch, self.schema, salt=side.salt) < (side.test_fraction or 0.0)
+        return np.asarray(testing if side.side == "test" else ~testing)
+
+
+def _utc(after: str | datetime) -> datetime:
+    stamp = pd.Timestamp(after)
+    if pd.isna(stamp):
+        raise ValueError(f"not a time: {after!r}")
+    return (stamp.tz_convert("UTC").tz_localize(None) if stamp.tzinfo else stamp).to_pydatetime()
+
+
+def _select(part: Part, chosen: NDArray[np.bool_]) -> Part:
+    return Part(
+        dense=part.dense[chosen],
+        ids=part.ids[chosen],
+        labels={task: label[chosen] for task, label in part.labels.items()},
+        observed={task: known[chosen] for task, known in part.observed.items()},
+        reference={task: scores[chosen] for task, scores in part.reference.items()},
+        units=[unit[chosen] for unit in part.units],
+        times=part.times[chosen],
+        fits=part.fits[chosen],
+    )
+
+
+def _join(parts: list[Part]) -> Part:
+    first = parts[0]
+    return Part(
+        dense=np.concatenate([part.dense for part in parts]),
+        ids=np.concatenate([part.ids for part in parts]),
+        labels={task: np.concatenate([part.labels[task] for part in parts]) for task in first.labels},
+        observed={task: np.concatenate([part.observed[task] for part in parts]) for task in first.observed},
+        reference={task: np.concatenate([part.reference[task] for part in parts]) for task in first.reference},
+        units=[],
+        times=np.concatenate([part.times for part in parts]),
+        fits=np.concatenate([part.fits for part in parts]),
+    )
+
+
+def _empty(schema: Schema) -> Part:
+    none = np.zeros(0, dtype=np.bool_)
+    return Part(
+        dense=np.zeros((0, len(schema.numeric)), dtype=np.float32),
+        ids=np.zeros((0, len(schema.categorical)), dtype=np.int32),
+        labels={task: np.zeros(0, dtype=np.float32) for task in schema.tasks},
+        observed=dict.fromkeys(schema.tasks, none),
+        reference={task: np.zeros(0) for task in schema.reference},
+        units=[np.zeros(0, dtype=object) for _ in schema.unit],
+        times=np.zeros(0, dtype="datetime64[us]"),
+        fits=none,
+    )
+
+
+def _as_known_at(part: Part, schema: Schema, moment: datetime) -> Part:
+    """Returns the rows with every delayed label unobserved whose window had not closed at ``moment``."""
+    observed = dict(part.observed)
+    for task, label in schema.labels.items():
+        if isinstance(label, DelayedLabel):
+            closes = part.times + np.timedelta64(round(label.within_hours * 3.6e9), "us")
+            observed[task] = observed[task] & (closes <= np.datetime64(moment, "us"))
+    return Part(**{**vars(part), "observed": observed})

@@ -1,0 +1,218 @@
+"""The public facts about a log: everything that may be known before a private row is read.
+
+A schema is written by people who do not look at the rows (or who paid for looking). Nothing in it is computed here
+from data. Rows that do not fit it contribute nothing; they are errors only where the schema says the data are public.
+"""
+
+import hashlib
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from accounting.budget import EXAMPLE, PrivacyUnit
+from privads.config import ConfigError, parse_model
+
+MISSING_BUCKETS = 1
+"""Each categorical field has one bucket of its own for a missing value: number 0."""
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DelayedLabel(_Facts):
+    """A label that is 1 if the event at column ``time`` came within ``within_hours`` of the impression."""
+
+    time: str
+    within_hours: float = Field(gt=0)
+
+
+class Numeric(_Facts):
+    """A number and the range it is clipped to: a public statement, never measured."""
+
+    range: tuple[float, float]
+
+    @field_validator("range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        low, high = value
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"range must be two finite numbers, the smaller one first, got {list(value)}")
+        return value
+
+
+class Categorical(_Facts):
+    """A category, hashed into ``buckets`` - 1 buckets; bucket 0 is for missing values.
+
+    part: instead of a column of its own, the hour of the day or the weekday of the impression's time.
+    """
+
+    buckets: int = Field(ge=2, le=2**31)
+    part: Literal["hour", "weekday"] | None = None
+
+
+class Text(_Facts):
+    """How a delimited text file is to be read. ``columns`` names them where the file has no header line."""
+
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    columns: tuple[str, ...] = ()
+
+
+class Schema(_Facts):
+    """Public facts about one data set.
+
+    dataset: its name in the ledger. population: declared number of units; a wrong one costs accuracy, not privacy.
+    rows: declared number of rows, needed only to protect single rows of a log that has unit columns.
+    unit: the columns that together name who owns a row; empty where each row is its own unit.
+    unit_name: what to call that unit in budgets and reports; `user` for a single column.
+    time: the column with the time of the impression. time_format: strptime format where it is text.
+    public: the rows may be known to everyone. reference: per label a column with another predictor's probability;
+    reference_name: what reports call that predictor.
+    """
+
+    dataset: str = Field(min_length=1)
+    population: int = Field(gt=0)
+    rows: int | None = Field(default=None, gt=0)
+    unit: tuple[str, ...] = ()
+    unit_name: str | None = None
+    time: str | None = None
+    time_format: str | None = None
+    public: bool = False
+    text: Text = Text()
+    labels: dict[str, Annotated[str | DelayedLabel, Field(union_mode="left_to_right")]]
+    reference: dict[str, str] = {}
+    reference_name: str = "reference"
+    numeric: dict[str, Numeric] = {}
+    categorical: dict[str, Categorical] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.unit) > 1 and self.unit_name is None:
+            raise ValueError('a unit of several columns needs a name, such as unit_name = "user-day"')
+        if self.unit_name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", self.unit_name):
+            raise ValueError(f"unit_name must be a lower-case word such as 'user-day', got {self.unit_name!r}")
+        if self.unit_name == EXAMPLE:
+            raise ValueError("unit_name 'example' is reserved for single rows")
+        if not self.numeric and not self.categorical:
+            raise ValueError("the schema names no feature: add a [numeric] or [categorical] table")
+        if not self.labels:
+            raise ValueError("the schema names no label: add a [labels] table")
+        if self.time is None and any(isinstance(label, DelayedLabel) for label in self.labels.values()):
+            raise ValueError("a label with within_hours needs the time of the impression: add time = COLUMN")
+        unknown = set(self.reference) - set(self.labels)
+        if unknown:
+            raise ValueError(f"[reference] names {sorted(unknown)}, which is no label")
+        if self.time is None and any(field.part for field in self.categorical.values()):
+            raise ValueError("a part of the time needs the time of the impression: add time = COLUMN")
+        leaked = set(self.label_columns) & (set(self.numeric) | set(self.categorical))
+        if leaked:
+            raise ValueError(
+                f"column {sorted(leaked)[0]!r} is both a label and a feature: the model would see the answer"
+            )
+        return self
+
+    @property
+    def protected_unit(self) -> PrivacyUnit:
+        """The name of the unit that the unit columns stand for; `example` where there are none."""
+        if not self.unit:
+            return EXAMPLE
+        return self.unit_name or "user"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The labels' names, in the order of the schema."""
+        return tuple(self.labels)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns from which labels and references are made."""
+        labels = [label if isinstance(label, str) else label.time for label in self.labels.values()]
+        return (*labels, *self.reference.values())
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that a reader needs, each once."""
+        time = () if self.time is None else (self.time,)
+        features = (*self.numeric, *(name for name, field in self.categorical.items() if field.part is None))
+        return tuple(dict.fromkeys((*self.unit, *time, *self.label_columns, *features)))
+
+    @property
+    def fields(self) -> int:
+        """The number of features, numeric and categorical."""
+        return len(self.numeric) + len(self.categorical)
+
+    @property
+    def bucket_starts(self) -> tuple[int, ...]:
+        """The first row of each categorical field in the fused table, and at the end the number of rows."""
+        starts = [0]
+        for field in self.categorical.values():
+            starts.append(starts[-1] + field.buckets)
+        return tuple(starts)
+
+    def population_of(self, unit: PrivacyUnit) -> int:
+        """Returns the declared public number of ``unit``s; raises ValueError where the schema does not state it."""
+        self.check_unit(unit)
+        if unit == self.protected_unit:
+            return self.population
+        if self.rows is None:
+            raise ValueError(
+                "protecting single rows needs their declared number: add rows = NUMBER to the schema "
+                f"(population counts {self.protected_unit}s)"
+            )
+        return self.rows
+
+    def check_unit(self, unit: PrivacyUnit) -> None:
+        """Refuse a unit that this log cannot protect."""
+        if unit not in (EXAMPLE, self.protected_unit):
+            if not self.unit:
+                raise ValueError(f"unit {unit!r} needs unit columns: add unit = [COLUMN] to the schema")
+            raise ValueError(f"unit must be 'example' or {self.protected_unit!r}, as the schema says, got {unit!r}")
+
+    def without_labels(self) -> "Schema":
+        """Returns what is needed to read the features alone, of rows whose unit, time and labels may be missing."""
+        time = self.time if any(field.part for field in self.categorical.values()) else None
+        return self.model_copy(update={"labels": {}, "reference": {}, "unit": (), "time": time, "public": False})
+
+    @property
+    def sha256(self) -> str:
+        """A fingerprint of these public facts."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @classmethod
+    def parse(cls, text: str, *, source: str = "schema") -> Self:
+        """Returns the schema written in TOML; raises `ConfigError` with one clear line."""
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{source}: not valid TOML: {error}") from None
+        return parse_model(cls, data, source=source)
+
+    @classmethod
+    def load(cls, source: "str | Path | Schema | Mapping[str, Any]") -> "Schema":
+        """Returns a schema from a TOML file, or from the name of a format that privads knows (`known_formats`)."""
+        match source:
+            case Schema():
+                return source
+            case Mapping():
+                return parse_model(cls, dict(source), source="schema")
+        path = Path(source)
+        if path.is_file():
+            return cls.parse(path.read_text(encoding="utf-8"), source=str(path))
+        if str(source) in known_formats():
+            text = (resources.files("privads.logs") / "formats" / f"{source}.toml").read_text(encoding="utf-8")
+            return cls.parse(text, source=f"format {source}")
+        raise ConfigError(
+            f"schema {str(source)!r} is neither a file nor one of the formats {', '.join(known_formats())}"
+        )
+
+
+def known_formats() -> tuple[str, ...]:
+    """The public ads data sets whose schema comes with privads."""
+    folder = resources.files("privads.logs") / "formats"
+    return tuple(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")))

@@ -1,0 +1,29 @@
+"""Models: each is ``forward(batch) -> {task: logit (rows,)}``, made from a schema."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from privads.config import ConfigError, nearest_name
+from privads.logs.schema import Schema
+from privads.models import losses
+from privads.models.dcn import DCN
+from privads.models.logistic import Logistic
+
+MODELS: dict[str, type[nn.Module]] = {"logistic": Logistic, "dcn": DCN}
+
+__all__ = ["DCN", "MODELS", "Logistic", "build", "losses"]
+
+
+def build(name: str, schema: Schema, settings: Mapping[str, Any] | None = None) -> nn.Module:
+    """Returns the model that a run's [model] table asks for; raises `ConfigError` for an unknown name or setting."""
+    if name not in MODELS:
+        raise ConfigError(f"model.name {name!r} is unknown{nearest_name(name, MODELS)}; known: {', '.join(MODELS)}")
+    known = [key for key in inspect.signature(MODELS[name]).parameters if key != "schema"]
+    given = dict(settings or {})
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"model {name!r} has no setting {key!r}{nearest_name(key, known)}")
+    return MODELS[name](schema, **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})

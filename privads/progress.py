@@ -1,0 +1,48 @@
+"""A progress bar that shows how far a run is and what it has cost, and nothing computed from rows."""
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from accounting.accountant import COARSE_GRID, epsilon
+from privads.batch import Batch
+from privads.training.plan import TrainPlan
+
+_UPDATES = 20
+
+
+def bar(batches: Iterable[Batch], plan: TrainPlan) -> Iterator[Batch]:
+    """Yields the ``batches``; shows steps, epsilon so far (an upper bound) and time left on a terminal's stderr.
+
+    Where stderr is no terminal it shows nothing. There is no training loss: it would be a release of its own.
+    """
+    if not sys.stderr.isatty():
+        yield from batches
+        return
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, {task.fields[spent]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    every = max(1, plan.steps // _UPDATES)
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("training", total=plan.steps, spent=spent_after(plan, 0))
+        for step, batch in enumerate(batches, start=1):
+            yield batch
+            if step % every == 0 or step == plan.steps:
+                progress.update(task, completed=step, spent=spent_after(plan, step))
+            else:
+                progress.update(task, completed=step)
+
+
+def spent_after(plan: TrainPlan, steps: int) -> str:
+    """Returns the epsilon of the first ``steps`` steps with its terms, as text."""
+    if plan.budget is None:
+        return "NOT PRIVATE"
+    value = epsilon(plan.event_after(steps), delta=plan.budget.delta, grid=COARSE_GRID).upper if steps else 0.0
+    return f"epsilon <= {min(value, plan.budget.epsilon):.2f} ({plan.budget.terms}, final model)"

@@ -1,0 +1,72 @@
+"""The run folder: written whole or not at all, and read back."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from accounting.report.render import MissingExtra, html
+from privads.config import ConfigError, parse_model
+from privads.logs.schema import Schema
+from privads.models import MODELS, build
+from privads.training.run import Run
+
+WEIGHTS, MODEL, REPORT, PAGE = "model.safetensors", "model.json", "report.json", "report.html"
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a run folder that exists and is not empty: a run never overwrites another's report."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"run folder {folder} exists already: choose another with --out, or remove it")
+
+
+def save(run: Run, folder: Path) -> Path:
+    """Returns ``folder``, written by a rename of a complete one, so that half a run is never found.
+
+    The weights carry the plain module's parameter names and load into it without privads. Without the `report` extra
+    there is no report.html; report.json says everything it would.
+    """
+    check_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    report = run.report()
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        save_file({name: value.contiguous() for name, value in run.model.state_dict().items()}, draft / WEIGHTS)
+        names = {kind: name for name, kind in MODELS.items()}
+        about = {
+            "name": names.get(type(run.model), type(run.model).__name__),
+            "settings": report.model.settings,
+            "schema": run.schema.model_dump(mode="json"),
+        }
+        (draft / MODEL).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (draft / REPORT).write_text(report.to_json(), encoding="utf-8")
+        with contextlib.suppress(MissingExtra):
+            (draft / PAGE).write_text(html(report), encoding="utf-8")
+        draft.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return folder
+
+
+def load(folder: Path) -> tuple[nn.Module, Schema]:
+    """Returns (model, schema) of a run folder; raises `ConfigError` where it is none."""
+    for name in (WEIGHTS, MODEL):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder} is not a run folder: it has no {name}")
+    about = json.loads((folder / MODEL).read_text(encoding="utf-8"))
+    if about["name"] not in MODELS:
+        raise ConfigError(
+            f"{folder} holds a model of your own ({about['name']}): load {WEIGHTS} into it with safetensors"
+        )
+    schema = parse_model(Schema, about["schema"], source=str(folder / MODEL))
+    model = build(about["name"], schema, about["settings"])
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval(), schema

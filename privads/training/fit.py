@@ -1,0 +1,57 @@
+"""`fit`: the engine's loop, and nothing else."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from accounting.ledger import Ledger
+from privads.batch import Batch
+from privads.logs.logs import Logs
+from privads.models import losses
+from privads.training.defaults import default_optimizer
+from privads.training.engine import PrivateEngine
+from privads.training.plan import TrainPlan
+from privads.training.probe import Loss
+from privads.training.run import Run
+
+Progress = Callable[[Iterable[Batch], TrainPlan], Iterable[Batch]]
+"""Wraps the batches to show how far the run is; it sees the plan, and no result."""
+
+
+def fit(
+    model: nn.Module,
+    train: Logs,
+    plan: TrainPlan,
+    *,
+    ledger: Ledger | None = None,
+    test: Logs | None = None,
+    loss: Loss | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+    insecure_seed: int | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Run:
+    """Returns the run that trains ``model`` on ``train`` as ``plan`` says, evaluated on ``test`` where it is given.
+
+    ledger: charged in full before the first row is read; raises `BudgetExceeded` where it does not suffice.
+    loss: (outputs, batch) -> (rows,); by default the log loss summed over tasks. optimizer: by default
+    `default_optimizer`. seed: of the bootstrap. insecure_seed: repeatable batches and noise, on public data only.
+    """
+    if test is not None:
+        test.check()
+    chosen_loss: Loss = losses.per_row if loss is None else loss
+    inner = default_optimizer(model, plan) if optimizer is None else optimizer
+    purpose = f"train {type(model).__name__}"
+    engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, purpose=purpose)
+    model, private, batches = engine.make_private(model, inner, train, loss=chosen_loss)
+    for batch in batches if progress is None else progress(batches, plan):
+        engine.backward(chosen_loss(model(batch), batch))
+        private.step()
+    run = engine.finish()
+    facts = dataclasses.replace(run.facts, own_loop=False, split=f"training: {train.split_text}", seed=seed)
+    run = dataclasses.replace(run, facts=facts, config=dict(config or {"data": {"path": train.path}}))
+    return run if test is None else run.evaluated_on(test, seed=seed)

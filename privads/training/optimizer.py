@@ -1,0 +1,73 @@
+"""The step: noise on the sum, divide by a public number, then any torch optimizer."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor
+
+from privads.noise import Randomness
+from privads.training.plan import TrainPlan
+
+
+class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus's optimizer, with clipped sums from `UnitGradients` and noise from `privads.noise`.
+
+    Each step gives the inner optimizer ``(sum of clipped gradients + N(0, (noise_multiplier clip_norm)^2)) / batch``
+    for every parameter it holds, also for those that no row touched. ``take_sums`` hands over the sums and raises
+    where they are not due.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        plan: TrainPlan,
+        randomness: Randomness,
+        take_sums: Callable[[], Mapping[Tensor, Tensor]],
+        after_step: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.clip_norm,
+            expected_batch_size=plan.batch,
+            loss_reduction="mean",
+        )
+        self._randomness, self._take_sums, self._after_step = randomness, take_sums, after_step
+
+    @property
+    def accumulated_iterations(self) -> int:
+        """One backward pass a step: the divisor is the plan's batch alone."""
+        return 1
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
+        """Noise the sums and divide them; True tells Opacus to go on with the inner step."""
+        if closure is not None:
+            raise ValueError("optimizer.step takes no closure: call engine.backward(loss) first")
+        sums = self._take_sums()
+        for parameter in self.params:
+            parameter.summed_grad = sums.get(parameter, torch.zeros_like(parameter))
+        self.add_noise()
+        self.scale_grad()
+        for parameter in self.params:
+            parameter.summed_grad = None
+        return True
+
+    def add_noise(self) -> None:
+        """Add the plan's noise to every parameter's sum."""
+        noise_std = self.noise_multiplier * self.max_grad_norm if self.noise_multiplier else 0.0
+        for parameter in self.params:
+            summed = parameter.summed_grad
+            noise = self._randomness.normal_like(summed, noise_std=noise_std) if noise_std else 0.0
+            parameter.grad = (summed + noise).view_as(parameter)
+
+    def step(self, closure: Any = None) -> None:
+        """Take one private step; exactly one for each batch."""
+        super().step(closure)
+        self.zero_grad(set_to_none=True)
+        self._after_step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the noised gradients."""
+        self.original_optimizer.zero_grad(set_to_none)

@@ -1,0 +1,209 @@
+"""`TrainPlan`: sampler, clip, noise and event in one frozen value, so that they cannot disagree."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+from dp_accounting import dp_event
+
+from accounting import calibrate, mechanisms
+from accounting.accountant import Bounds, epsilon
+from accounting.budget import EXAMPLE, Budget, PrivacyUnit
+
+Sampler = Literal["poisson"]
+
+CLIP_NORM = 0.8
+"""Bound on a unit's gradient. A row's input has a length of about 1 and its error is below 1, so few rows are clipped:
+smaller bounds rank as well, but push predictions far below the observed rate."""
+
+AVERAGING = 0.25
+LARGEST_DEFAULT_BATCH = 32_768
+ROWS_PER_UNIT = 8
+
+
+def default_batch(population: int) -> int:
+    """Returns ``min(population / 5, 32768)``: under a fixed number of epochs larger batches gain nothing."""
+    return max(1, min(population // 5, LARGEST_DEFAULT_BATCH))
+
+
+def default_steps(population: int) -> int:
+    """Returns ``min(300 max(1, sqrt(population / 100000)), 6000)``: 60 epochs up to 100,000 units, 5 at 40 million."""
+    return min(round(300 * max(1.0, math.sqrt(population / 1e5))), 6000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """Everything that decides what a training run costs, and nothing computed from private rows.
+
+    Each of ``steps`` times, every unit joins the batch with probability ``sampling_rate = batch / population``; the
+    update is ``(sum over units of clip(gradient, clip_norm) + N(0, (noise_multiplier clip_norm)^2)) / batch``.
+
+    budget: what the run may cost; None for the twin without privacy. population: declared public number of units.
+    batch: expected units per step. rows_per_unit: most rows that a unit brings to a batch. clip_norm: bound on a
+    unit's gradient. noise_multiplier: noise std / clip_norm. learning_rate: of the default optimizer; None takes its
+    own rule. averaging: the share of the last iterates whose mean is the model; 0 takes the last iterate.
+
+    A plan that costs more than its budget, or whose sampler is not the one its event describes, cannot be built.
+    """
+
+    budget: Budget | None
+    population: int
+    batch: int
+    steps: int
+    rows_per_unit: int
+    clip_norm: float
+    noise_multiplier: float
+    learning_rate: float | None = None
+    averaging: float = AVERAGING
+    sampler: Sampler = "poisson"
+
+    def __post_init__(self) -> None:
+        if self.sampler not in get_args(Sampler):
+            raise ValueError(
+                f"sampler {self.sampler!r} cannot be accounted for: a plan samples by 'poisson'. Shuffled or fixed "
+                "batches cost several times the epsilon of Poisson sampling at the same noise"
+            )
+        for name in ("population", "batch", "steps", "rows_per_unit"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.batch > self.population:
+            raise ValueError(f"batch must be at most the population of {self.population}, got {self.batch}")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging must be in [0, 1), got {self.averaging}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.budget is None:
+            if self.noise_multiplier != 0 or not math.isinf(self.clip_norm):
+                raise ValueError("a plan without a budget neither clips nor adds noise: use TrainPlan.without_privacy")
+            return
+        if not (self.clip_norm > 0 and math.isfinite(self.clip_norm)):
+            raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}")
+        if self.budget.delta >= 1 / self.population:
+            raise ValueError(
+                f"delta must be below 1 / population = {1 / self.population:.3g}, got {self.budget.delta}: "
+                "a larger one would allow one unit to be published outright"
+            )
+        if self.budget.unit == EXAMPLE and self.rows_per_unit != 1:
+            raise ValueError(
+                f"under unit 'example' a unit is one row: rows_per_unit must be 1, got {self.rows_per_unit}"
+            )
+        if self.spent.upper > self.budget.epsilon:
+            raise ValueError(f"this plan costs epsilon {self.spent.upper:.4g}, more than its budget of {self.budget}")
+
+    @classmethod
+    def for_budget(
+        cls,
+        budget: Budget,
+        *,
+        population: int,
+        batch: int | None = None,
+        epochs: float | None = None,
+        rows_per_unit: int | None = None,
+        clip_norm: float | None = None,
+        learning_rate: float | None = None,
+        averaging: float | None = None,
+    ) -> Self:
+        """Returns the plan with the least noise that keeps ``budget``.
+
+        batch: expected units per step. epochs: ``steps = epochs * population / batch``. What is not given comes from
+        `default_batch` and its neighbors above, whose formulas read public facts only.
+        """
+        if not isinstance(population, int) or population < 1:
+            raise ValueError(f"population must be a whole number of at least 1, got {population!r}")
+        if budget.delta >= 1 / population:
+            raise ValueError(
+                f"delta must be below 1 / population = {1 / population:.3g}, got {budget.delta}: "
+                "a larger one would allow one unit to be published outright"
+            )
+        batch, steps = _schedule(population, batch, epochs)
+        noise_multiplier = calibrate.noise_multiplier(
+            lambda s: mechanisms.dp_sgd(sampling_rate=batch / population, noise_multiplier=s, steps=steps),
+            budget,
+        )
+        return cls(
+            budget=budget,
+            population=population,
+            batch=batch,
+            steps=steps,
+            rows_per_unit=_rows_per_unit(budget.unit, rows_per_unit),
+            clip_norm=CLIP_NORM if clip_norm is None else clip_norm,
+            noise_multiplier=noise_multiplier,
+            learning_rate=learning_rate,
+            averaging=AVERAGING if averaging is None else averaging,
+        )
+
+    @classmethod
+    def without_privacy(
+        cls,
+        *,
+        population: int,
+        unit: PrivacyUnit = EXAMPLE,
+        batch: int | None = None,
+        epochs: float | None = None,
+        rows_per_unit: int | None = None,
+        learning_rate: float | None = None,
+        averaging: float | None = None,
+    ) -> Self:
+        """Returns the twin without privacy: the same sampler, model and loop, no clipping and no noise.
+
+        Its event is `NonPrivateDpEvent`, which every ledger refuses; it runs only on data declared public.
+        """
+        batch, steps = _schedule(population, batch, epochs)
+        return cls(
+            budget=None,
+            population=population,
+            batch=batch,
+            steps=steps,
+            rows_per_unit=_rows_per_unit(unit, rows_per_unit),
+            clip_norm=math.inf,
+            noise_multiplier=0.0,
+            learning_rate=learning_rate,
+            averaging=AVERAGING if averaging is None else averaging,
+        )
+
+    @property
+    def private(self) -> bool:
+        """Whether the run is differentially private."""
+        return self.budget is not None
+
+    @property
+    def sampling_rate(self) -> float:
+        """Poisson inclusion probability q = batch / population."""
+        return self.batch / self.population
+
+    @property
+    def event(self) -> dp_event.DpEvent:
+        """What the run executes, for any accountant."""
+        return self.event_after(self.steps)
+
+    def event_after(self, steps: int) -> dp_event.DpEvent:
+        """Returns what was executed after the first ``steps`` steps."""
+        if self.budget is None:
+            return mechanisms.non_private()
+        return mechanisms.dp_sgd(sampling_rate=self.sampling_rate, noise_multiplier=self.noise_multiplier, steps=steps)
+
+    @property
+    def spent(self) -> Bounds:
+        """Bounds on the epsilon of the whole run, at the budget's delta."""
+        if self.budget is None:
+            raise ValueError("a plan without privacy has no epsilon")
+        return epsilon(self.event, delta=self.budget.delta)
+
+
+def _rows_per_unit(unit: PrivacyUnit, rows_per_unit: int | None) -> int:
+    if rows_per_unit is not None:
+        return rows_per_unit
+    return 1 if unit == EXAMPLE else ROWS_PER_UNIT
+
+
+def _schedule(population: int, batch: int | None, epochs: float | None) -> tuple[int, int]:
+    """Returns (batch, steps)."""
+    batch = default_batch(population) if batch is None else batch
+    if not isinstance(batch, int) or not 1 <= batch <= population:
+        raise ValueError(f"batch must be a whole number in [1, population = {population}], got {batch!r}")
+    if epochs is None:
+        return batch, default_steps(population)
+    if not 0 < epochs < math.inf:
+        raise ValueError(f"epochs must be positive, got {epochs}")
+    return batch, max(1, round(epochs * population / batch))

@@ -1,0 +1,308 @@
+"""`Run`: a trained model with what it cost, and the report about both."""
+
+import dataclasses
+import math
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from accounting import mechanisms
+from accounting.accountant import Bounds, epsilon, without_amplification
+from accounting.ledger import Entry, Ledger
+from accounting.report import record
+from privads.batch import Rows
+from privads.evaluation.metrics import TaskMetrics, evaluate
+from privads.logs.schema import Schema
+from privads.training.plan import TrainPlan
+
+RELEASED = "final model"
+NEIGHBORS = "One data set has {unit} more than the other."
+PACKAGES = ("dp-accounting", "numpy", "opacus", "pandas", "privads", "pyarrow", "torch")
+_CHUNK_ROWS = 1 << 16
+_PROFILE_DECADES = (0, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Facts:
+    """What the engine knows at the end of a run, for the report.
+
+    loss_probed: the probe covered the loss. own_loop: the training loop was not `privads.fit`.
+    """
+
+    steps_done: int
+    seconds: float
+    randomness: str
+    insecure_seed: int | None
+    optimizer: str
+    learning_rate: float
+    loss_probed: bool
+    own_loop: bool = True
+    split: str = "not stated"
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A finished training run. ``model`` is the plain module, with the averaged weights and no hooks."""
+
+    model: nn.Module
+    plan: TrainPlan
+    schema: Schema
+    facts: Facts
+    ledger: Ledger | None = None
+    entry: Entry | None = None
+    metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def epsilon(self) -> Bounds:
+        """Bounds on what the run cost, at the budget's delta."""
+        return self.plan.spent
+
+    def predict(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
+        """Returns {task: (rows,) probability}. Reads the rows."""
+        return predict(self.model, rows)
+
+    def evaluated_on(self, rows: Rows, *, seed: int = 0) -> "Run":
+        """Returns the same run with metrics on held-out ``rows``, each task on the rows where its label is observed.
+
+        This reads the rows and its result is not covered by epsilon: the report says so.
+        """
+        scores = self.predict(rows)
+        batch = rows.take(np.arange(len(rows.units)))
+        metrics = {}
+        for task, predicted in scores.items():
+            known = batch.observed[task].numpy()
+            reference = rows.reference(task)
+            metrics[task] = evaluate(
+                batch.labels[task].numpy()[known],
+                predicted[known],
+                rows.units[known],
+                reference=None if reference is None else np.clip(np.nan_to_num(reference[known]), 0.0, 1.0),
+                seed=seed,
+            )
+        return dataclasses.replace(self, metrics=metrics)
+
+    def report(self) -> record.Report:
+        """Returns the privacy report of this run."""
+        return record.Report(
+            run=record.Run(
+                id=self.id,
+                created_at=self.created_at,
+                library_version=version("privads"),
+                versions={name: version(name) for name in PACKAGES},
+                python=platform.python_version(),
+                seconds=self.facts.seconds,
+                seed=self.facts.seed,
+                insecure_seed=self.facts.insecure_seed,
+                config=_plain({**self.config, "plan": dataclasses.asdict(self.plan)}),
+            ),
+            guarantee=self._guarantee(),
+            mechanism=self._mechanism(),
+            assumptions=tuple(self._assumptions()),
+            not_covered=tuple(self._not_covered()),
+            data=record.Data(
+                dataset=self.schema.dataset,
+                population=self.plan.population,
+                public=self.schema.public,
+                split=self.facts.split,
+                schema_sha256=self.schema.sha256,
+                labels=self.schema.tasks,
+                categorical=len(self.schema.categorical),
+                numeric=len(self.schema.numeric),
+                unit_columns=self.schema.unit,
+            ),
+            model=record.Model(
+                name=type(self.model).__name__,
+                parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+                optimizer=self.facts.optimizer,
+                learning_rate=self.facts.learning_rate,
+                averaging=f"mean of the last {self.plan.averaging:.0%} of the iterates"
+                if self.plan.averaging
+                else "none",
+                settings=_plain(getattr(self.model, "settings", {})),
+            ),
+            budget=self._ledger_budget(),
+            metrics=tuple(self._task_metrics(task, metrics) for task, metrics in self.metrics.items()),
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model.safetensors, model.json, report.json and report.html into a new ``folder``; returns its path."""
+        from privads.training.checkpoint import save
+
+        return save(self, Path(folder))
+
+    def _guarantee(self) -> record.Guarantee | None:
+        budget = self.plan.budget
+        if budget is None:
+            return None
+        spent, event = self.epsilon, self.plan.event
+        deltas = [float(f"{budget.delta / 10**decade:.6g}") for decade in _PROFILE_DECADES]
+        library, _, number = spent.library.partition(" ")
+        unamplified = without_amplification(event, delta=budget.delta).upper
+        return record.Guarantee(
+            epsilon=spent.upper,
+            epsilon_lower=spent.lower,
+            delta=budget.delta,
+            unit=budget.unit,
+            unit_columns=() if budget.unit == "example" else self.schema.unit,
+            neighbors=budget.neighbors,
+            neighbors_definition=NEIGHBORS.format(
+                unit="one row" if budget.unit == "example" else f"all rows of one {budget.unit}"
+            ),
+            released=RELEASED,
+            accountant=record.Accountant(method=spent.method, grid=spent.grid, library=library, version=number),
+            epsilon_without_amplification=unamplified,
+            profile=tuple(record.ProfilePoint(delta=d, epsilon=epsilon(event, delta=d).upper) for d in deltas),
+        )
+
+    def _mechanism(self) -> record.Mechanism:
+        plan, private = self.plan, self.plan.private
+        return record.Mechanism(
+            event=mechanisms.to_dict(plan.event),
+            sampler=plan.sampler,
+            sampling_rate=plan.sampling_rate,
+            steps=plan.steps,
+            batch=plan.batch,
+            rows_per_unit=plan.rows_per_unit,
+            clip_norm=plan.clip_norm if private else None,
+            noise_multiplier=plan.noise_multiplier if private else None,
+            noise_std=plan.noise_multiplier * plan.clip_norm if private else None,
+            randomness=self.facts.randomness,
+            floating_point="idealized: the proof is for real numbers; noise is drawn in float64 and added in float32",
+        )
+
+    def _assumptions(self) -> list[record.Assumption]:
+        if not self.plan.private:
+            return []
+
+        def say(status: record.Status, text: str, by: str) -> record.Assumption:
+            return record.Assumption(text=text, status=status, by=by)
+
+        facts, plan = self.facts, self.plan
+        said = [
+            say(
+                "enforced",
+                "every unit joins every batch independently with the stated probability",
+                "PoissonSampler",
+            ),
+            say(
+                "enforced",
+                "one unit adds at most clip_norm to a step's sum",
+                "UnitGradients, in floating point",
+            ),
+            say("enforced", "the noised sum is divided by the plan's batch, a public number", "PlanOptimizer"),
+            say(
+                "checked",
+                "no unit's rows enter another unit's gradient through the model",
+                "probe on made-up rows",
+            ),
+        ]
+        if self.entry is not None:
+            said.append(say("enforced", "the budget was charged before the first row was read", "Ledger"))
+        if facts.loss_probed:
+            said.append(say("checked", "no unit's rows enter another unit's loss", "probe on made-up rows"))
+        else:
+            said.append(say("asserted", "no unit's rows enter another unit's loss", "the author of the training loop"))
+        if facts.own_loop:
+            text = "the training loop shows and keeps nothing but the model"
+            said.append(say("asserted", text, "the author of the training loop"))
+        else:
+            said.append(say("enforced", "nothing computed from rows is shown while training", "privads.fit"))
+        if facts.steps_done < plan.steps:
+            text = f"the loop ended after {facts.steps_done} of {plan.steps} steps for a reason that is not in the rows"
+            said.append(say("asserted", text, "the author of the training loop"))
+        return said
+
+    def _not_covered(self) -> list[str]:
+        if not self.plan.private:
+            return ["Anything: this run has no differential privacy."]
+        said = []
+        if self.metrics and not self.schema.public:
+            said.append(
+                "The metrics and the calibration plot below: they were computed on held-out rows without noise. Show "
+                "them only to people who may see those rows."
+            )
+        said += [
+            "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget.",
+            "What the model's initial weights had learned elsewhere.",
+            "Other uses of these data that are not charged to the same ledger.",
+            "Side channels: how long the run took and how much memory it used.",
+        ]
+        return said
+
+    def _ledger_budget(self) -> record.LedgerBudget | None:
+        budget = self.plan.budget
+        if self.ledger is None or self.entry is None or budget is None:
+            return None
+        balance = self.ledger.balance(self.schema.dataset)
+        return record.LedgerBudget(
+            dataset=self.schema.dataset,
+            unit=balance.limit.unit,
+            neighbors=balance.limit.neighbors,
+            limit_epsilon=balance.limit.epsilon,
+            limit_delta=balance.limit.delta,
+            spent_before_epsilon=max(balance.spent_epsilon - self.epsilon.upper, 0.0),
+            spent_before_delta=max(balance.spent_delta - budget.delta, 0.0),
+            this_run_epsilon=self.epsilon.upper,
+            this_run_delta=budget.delta,
+            left_epsilon=balance.left_epsilon,
+            left_delta=balance.left_delta,
+            entry=str(self.entry.id),
+            head=self.ledger.head(),
+        )
+
+    def _task_metrics(self, task: str, metrics: TaskMetrics) -> record.TaskMetrics:
+        reference = None
+        if metrics.reference is not None:
+            scores = record.Scores.model_validate(metrics.reference, from_attributes=True)
+            reference = record.Reference(name=self.schema.reference_name, scores=scores)
+        return record.TaskMetrics(
+            task=task,
+            released=False,
+            rows=metrics.rows,
+            positives=metrics.positives,
+            scores=record.Scores.model_validate(metrics, from_attributes=True),
+            reference=reference,
+            curve=tuple(record.CurvePoint.model_validate(point, from_attributes=True) for point in metrics.curve),
+        )
+
+
+def predict(model: nn.Module, rows: Rows) -> dict[str, NDArray[np.float64]]:
+    """Returns {task: (rows,) probability} of each of the ``rows``, in their order. Reads the rows."""
+    device = next(model.parameters()).device
+    total = len(rows.units)
+    chunks: dict[str, list[NDArray[np.float64]]] = {task: [] for task in rows.schema.tasks}
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, total, _CHUNK_ROWS):
+            batch = rows.take(np.arange(start, min(start + _CHUNK_ROWS, total))).to(device)
+            for task, logits in model(batch).items():
+                chunks[task].append(torch.sigmoid(logits.double()).cpu().numpy())
+    return {task: np.concatenate(parts) if parts else np.zeros(0) for task, parts in chunks.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Returns ``value`` as plain JSON: tuples as lists, infinity as text, anything else unknown as its text."""
+    match value:
+        case Mapping():
+            return {str(key): _plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)

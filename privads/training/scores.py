@@ -1,0 +1,43 @@
+"""Scores of a log, written in its own order and never held in memory as a whole."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+from torch import nn
+
+from privads.logs.encode import as_batch, encode
+from privads.logs.reader import check_columns, find_files, read_batches
+from privads.logs.schema import Schema
+
+
+def write_scores(model: nn.Module, schema: Schema, path: str | Path, out: Path) -> int:
+    """Returns how many rows were scored: {task}_probability for each row at ``path``, in its order, to Parquet ``out``.
+
+    Labels are not needed. A row that does not fit the schema gets null. ``out`` is written whole or not at all.
+    """
+    features = schema.without_labels()
+    files = find_files(path)
+    for file in files:
+        check_columns(file, features, features.columns)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    columns = pa.schema([(f"{task}_probability", pa.float64()) for task in schema.tasks])
+    rows = 0
+    try:
+        with pyarrow.parquet.ParquetWriter(draft, columns) as writer:
+            for file in files:
+                for batch in read_batches(file, features, features.columns):
+                    part = encode(batch, features)
+                    rows += batch.num_rows
+                    with torch.no_grad():
+                        logits = model(as_batch(part, np.arange(batch.num_rows)))
+                    scores = [torch.sigmoid(logits[task].double()).numpy() for task in schema.tasks]
+                    writer.write_table(pa.table([pa.array(one, mask=~part.fits) for one in scores], schema=columns))
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return rows
