@@ -23,6 +23,12 @@ LONG_RUN_STEPS = 100_000
 LONG_RUN_GRID = 1e-5
 """The rounding adds up over the steps: at a million, the ordinary grid would be 0.3 % off."""
 
+LEAST_NOISE = 0.1
+"""Below it one step alone loses more than 50, in epsilon: nothing is promised, and nothing is computed for hours."""
+
+LITTLE_NOISE = 0.3
+"""Below it losses are so large that the coarse grid is fine enough, and the ordinary one takes minutes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
@@ -44,7 +50,8 @@ def epsilon(event: dp_event.DpEvent, *, delta: float, grid: float | None = None)
 
     delta(epsilon) is the hockey-stick divergence between the outputs on neighboring data sets; the upper end is
     that of a distribution of privacy losses rounded up to multiples of ``grid``.
-    An event without privacy gives infinity. An event that privads does not make raises `UnknownEvent`.
+    An event without privacy gives infinity, and so does one with a noise multiplier below `LEAST_NOISE`.
+    An event that privads does not make raises `UnknownEvent`.
 
     >>> from accounting.mechanisms import dp_sgd
     >>> round(epsilon(dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=10_000), delta=1e-6).upper, 3)
@@ -61,20 +68,33 @@ def without_amplification(event: dp_event.DpEvent, *, delta: float) -> Bounds:
 
 @lru_cache(maxsize=512)
 def _epsilon(event_json: str, delta: float, grid: float) -> Bounds:
-    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=grid)
     event = from_json(event_json)
-    try:
-        accountant.compose(event)
-        upper = float(accountant.get_epsilon(delta))
-    except ValueError:  # so little noise that the loss distribution does not fit into memory: nothing is promised
-        upper = math.inf
+    upper = math.inf
+    if _noise(event) >= LEAST_NOISE:
+        accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=grid)
+        try:
+            upper = float(accountant.compose(event).get_epsilon(delta))
+        except (ValueError, MemoryError):  # the distribution of losses does not fit into memory: nothing is promised
+            upper = math.inf
     library = f"dp-accounting {version('dp-accounting')}"
     return Bounds(lower=None, upper=upper, delta=delta, method="PLD", grid=grid, library=library)
 
 
 def _grid_for(event: dp_event.DpEvent) -> float:
+    if _noise(event) < LITTLE_NOISE:
+        return COARSE_GRID
     long_run = isinstance(event, dp_event.SelfComposedDpEvent) and event.count > LONG_RUN_STEPS
     return LONG_RUN_GRID if long_run else GRID
+
+
+def _noise(event: dp_event.DpEvent) -> float:
+    """Returns the noise multiplier of the Gaussian inside ``event``; 0 where there is none."""
+    match event:
+        case dp_event.GaussianDpEvent(noise_multiplier=noise_multiplier):
+            return float(noise_multiplier)
+        case dp_event.PoissonSampledDpEvent(event=inner) | dp_event.SelfComposedDpEvent(event=inner):
+            return _noise(inner)
+    return 0.0
 
 
 def _unsampled(event: dp_event.DpEvent) -> dp_event.DpEvent:

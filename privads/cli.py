@@ -35,6 +35,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model on a log, within a budget, and write its run folder and report."""
+    from accounting.report.summary import summary
     from privads.job import prepare, read_config
     from privads.progress import bar
 
@@ -45,10 +46,7 @@ def train(
     if as_json:
         typer.echo(report.to_json(), nl=False)
         return
-    for task in report.metrics:
-        typer.echo("\n".join(_metric_lines(task, named=len(report.metrics) > 1)))
-    typer.echo(report.headline)
-    typer.echo(_budget_line(report.budget))
+    typer.echo(summary(report))
     page = job.out / "report.html"
     typer.echo(f"report: {page if page.is_file() else job.out / 'report.json'}")
 
@@ -194,41 +192,6 @@ def _refuse(error: Exception, code: int) -> None:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     print(f"privads: {lines[0]}", file=sys.stderr)
     sys.exit(code)
-
-
-def _metric_lines(task: Any, *, named: bool) -> list[str]:
-    prefix = f"{task.task}: " if named else ""
-    scores, reference = task.scores, task.reference
-    beside = ""
-    if reference is not None:
-        best = reference.scores
-        beside = f" ({reference.name}: {_plain(best.auc)}, {_plain(best.normalized_entropy)})"
-    return [
-        f"{prefix}AUC {_interval(scores.auc)}, normalized entropy {_interval(scores.normalized_entropy)}{beside}",
-        f"{prefix}calibration {_interval(scores.calibration)} (predicted / observed)",
-    ]
-
-
-def _interval(interval: Any) -> str:
-    if interval.value is None:
-        return "not defined"
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.3f}"
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _plain(interval: Any) -> str:
-    return "not defined" if interval.value is None else f"{interval.value:.3f}"
-
-
-def _budget_line(budget: Any) -> str:
-    if budget is None:
-        return "budget left: no ledger was charged (public data)"
-    terms = f"{budget.unit}, {budget.neighbors.replace('-', '/')}"
-    return (
-        f"budget left: epsilon {budget.left_epsilon:.4g} of {budget.limit_epsilon:.4g}, "
-        f"delta {budget.left_delta:.3g} of {budget.limit_delta:.3g} ({terms}, data set {budget.dataset})"
-    )
 
 
 def _print_json(value: Any) -> None:

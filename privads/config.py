@@ -29,17 +29,15 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
 
 def _first_line(model: type[BaseModel], data: Mapping[str, Any], error: ValidationError) -> str:
-    first = error.errors()[0]
-    for other in error.errors():  # an unknown key says more than the key that it was meant to be
-        if other["type"] == "extra_forbidden":
-            first = other
-            break
+    # An unknown key says more than the missing one that it was meant to be, the inside of a union's case more than the
+    # outside.
+    first = max(error.errors(), key=lambda one: (one["type"] == "extra_forbidden", len(one["loc"])))
     path = _path(first["loc"], data)
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{nearest_name(path[-1], _known_keys(model, path[:-1]))}"
-    if first["type"] == "missing" and path[-1] == first["loc"][-1]:
-        return f"missing key {key!r}"
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
+        return f"missing key {'.'.join([*path, first['loc'][-1]])!r}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
 
@@ -47,12 +45,9 @@ def _first_line(model: type[BaseModel], data: Mapping[str, Any], error: Validati
 def _path(location: tuple[int | str, ...], data: Any) -> list[str]:
     """Returns the keys of ``location`` as they stand in the file: without pydantic's names for the cases of a union."""
     path = []
-    for position, part in enumerate(location):
-        if isinstance(data, Mapping):
-            if part in data:
-                data = data[part]
-            elif position < len(location) - 1:
-                continue  # the name of a case
+    for part in location:
+        if isinstance(data, Mapping) and part in data:
+            data = data[part]
             path.append(str(part))
     return path
 

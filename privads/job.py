@@ -74,10 +74,7 @@ class PlanTable(_Table):
 
     @model_validator(mode="after")
     def _budget_is_stated(self) -> Self:
-        if self.without_privacy:
-            if self.epsilon is not None or self.clip_norm is not None:
-                raise ValueError("without_privacy leaves no place for epsilon or clip_norm: remove them")
-        elif self.epsilon is None or self.delta is None:
+        if not self.without_privacy and (self.epsilon is None or self.delta is None):
             missing = "epsilon" if self.epsilon is None else "delta"
             raise ValueError(f"missing key 'plan.{missing}': a privacy budget has no default")
         return self

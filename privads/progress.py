@@ -7,8 +7,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from accounting.accountant import COARSE_GRID, epsilon
+from accounting.report.phrase import bound
 from privads.batch import Batch
 from privads.training.plan import TrainPlan
+from privads.training.run import RELEASED
 
 _UPDATES = 20
 
@@ -44,5 +46,12 @@ def spent_after(plan: TrainPlan, steps: int) -> str:
     """Returns the epsilon of the first ``steps`` steps with its terms, as text."""
     if plan.budget is None:
         return "NOT PRIVATE"
-    value = epsilon(plan.event_after(steps), delta=plan.budget.delta, grid=COARSE_GRID).upper if steps else 0.0
-    return f"epsilon <= {min(value, plan.budget.epsilon):.2f} ({plan.budget.terms}, final model)"
+    budget = plan.budget
+    value = epsilon(plan.event_after(steps), delta=budget.delta, grid=COARSE_GRID).upper if steps else 0.0
+    return bound(
+        min(value, plan.spent.upper),  # the coarse grid is an upper bound too, and at the end the looser one
+        delta=budget.delta,
+        unit=budget.unit,
+        neighbors=budget.neighbors,
+        released=RELEASED,
+    )

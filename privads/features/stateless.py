@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 
 def hash_buckets(values: NDArray[np.object_], *, field: str, buckets: int) -> NDArray[np.int32]:
-    """Returns the bucket of each text: ``1 + siphash(value; key of the field) mod (buckets - 1)``; None gives 0.
+    """Returns the bucket of each text: ``1 + h(value) mod (buckets - 1)``; None gives 0.
+
+    ``h = mix(siphash(value; key))`` in 64 bits: pandas's hash, SipHash-2-4 and then the finalizer of splitmix64, with
+    the first 16 digits of SHA-256(field) as the key.
 
     values: (rows,) of str or None. The key depends on the field's name only, so a category goes to the same bucket in
     every file and on every machine, and equal texts in two fields go to unrelated buckets (Weinberger et al. 2009).

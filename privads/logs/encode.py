@@ -5,7 +5,9 @@ a missing unit) is left out, and a label that does not fit is unobserved: both c
 decides nothing visible, unless the schema says that the data are public; then a misfit is an error.
 """
 
+import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +21,13 @@ from numpy.typing import NDArray
 
 from privads.batch import Batch
 from privads.features.stateless import hash_buckets, log_scale
-from privads.logs.reader import LogError
+from privads.logs.reader import MISSING_TEXTS, LogError
 from privads.logs.schema import DelayedLabel, Schema
 
-NO_UNIT = -1
+MISSING = -1
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0")
+_WORDS = {**dict.fromkeys(MISSING_TEXTS), "true": "1", "True": "1", "false": "0", "False": "0"}
+"""What a text file writes for a value that Parquet holds as missing, true or false."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,18 +65,21 @@ def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
         dense[:, position] = log_scale(values, low=low, high=high)
     times = np.full(rows, "NaT", dtype="datetime64[us]")
     if schema.time is not None:
-        times = _times(batch[schema.time], schema.time_format)
+        times, _ = _times(batch[schema.time], schema.time_format)
         fits &= mark(schema.time, np.isnat(times))
     ids = np.zeros((rows, len(schema.categorical)), dtype=np.int32)
     for position, (name, categorical) in enumerate(schema.categorical.items()):
         if categorical.part is None:
-            own = _hashed(batch[name], field=name, buckets=categorical.buckets)
+            own, bad = _hashed(batch[name], field=name, buckets=categorical.buckets)
+            fits &= mark(name, bad)
         else:
             own = hash_buckets(_time_parts(times, categorical.part), field=name, buckets=categorical.buckets)
         ids[:, position] = schema.bucket_starts[position] + own
-    units = [_texts(batch[name]) for name in schema.unit]
-    for name, unit in zip(schema.unit, units, strict=True):
-        fits &= mark(name, pd.isna(unit))
+    units = []
+    for name in schema.unit:
+        unit, bad = _texts(batch[name])
+        fits &= mark(name, bad | pd.isna(unit))
+        units.append(unit)
     labels, observed = _labels(batch, schema, times, mark)
     if schema.public and misfits:
         column, count = next(iter(misfits.items()))
@@ -123,11 +131,11 @@ def unit_codes(parts: Iterable[Part], schema: Schema) -> NDArray[np.int64]:
 
 def uniform_of_key(part: Part, batch: pa.RecordBatch, schema: Schema, *, salt: str) -> NDArray[np.float64]:
     """Returns (rows,) numbers in [0, 1): a salted hash of the unit's key, or of the whole row where it is the unit."""
-    keys = part.units or [_texts(batch[name]) for name in schema.columns]
+    keys = part.units or [_texts(batch[name])[0] for name in schema.columns]
     total = np.zeros(batch.num_rows, dtype=np.uint64)
     for position, key in enumerate(keys):
         text = np.where(pd.isna(key), "", key)
-        hash_key = f"{salt}{position}".encode().hex().ljust(16, "0")[-16:]
+        hash_key = hashlib.sha256(f"{position}:{salt}".encode()).hexdigest()[:16]
         total = total * np.uint64(0x9E3779B97F4A7C15) + pd.util.hash_array(text, hash_key=hash_key, categorize=False)
     mixed = pd.util.hash_array(total)
     return np.asarray(mixed >> np.uint64(11), dtype=np.float64) / 2.0**53
@@ -142,12 +150,10 @@ def _labels(
     labels, observed = {}, {}
     for task, label in schema.labels.items():
         if isinstance(label, DelayedLabel):
-            column = batch[label.time]
-            events = _times(column, schema.time_format)
-            happened = np.asarray(column.is_valid())
+            events, bad = _times(batch[label.time], schema.time_format)
             delay_hours = (events - times) / np.timedelta64(1, "h")
-            known = ~happened | (delay_hours >= 0)  # an event before its impression is a misfit
-            values = happened & (delay_hours <= label.within_hours)
+            known = ~bad & ~(delay_hours < 0)  # an event before its impression is a misfit
+            values = delay_hours <= label.within_hours
             mark(label.time, ~known)
         else:
             numbers, bad = _numbers(batch[label])
@@ -160,35 +166,67 @@ def _labels(
 
 
 def _dictionary(column: pa.Array) -> tuple[NDArray[np.int64], list[Any]]:
-    """Returns (rows,) codes, -1 where missing, and the distinct values; undecodable bytes become replacement signs."""
+    """Returns (rows,) codes, -1 where missing, and the distinct values; text that cannot be decoded stays bytes."""
     encoded = column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode()
-    codes = np.asarray(encoded.indices.fill_null(NO_UNIT).to_numpy(zero_copy_only=False), dtype=np.int64)
+    codes = np.asarray(encoded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False), dtype=np.int64)
     values = encoded.dictionary
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = values.cast(pa.large_binary())
-    return codes, [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in values.to_pylist()]
+    if _is_text(values.type):
+        return codes, [_WORDS.get(one, one) for one in _decoded(values)]
+    return codes, [None if isinstance(one, float) and math.isnan(one) else one for one in values.to_pylist()]
 
 
-def _texts(column: pa.Array) -> NDArray[np.object_]:
-    """Returns (rows,) text, None where missing. The number 5 is "5" in a text file and in Parquet, as 5 or as 5.0."""
+def _is_text(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+
+
+def _decoded(values: pa.Array) -> list[Any]:
+    raw = values.cast(pa.large_binary())
+    try:
+        return list(raw.cast(pa.large_string()).to_pylist())
+    except pa.ArrowInvalid:  # some value is no UTF-8
+        return [one if one is None or not _is_utf8(one) else one.decode() for one in raw.to_pylist()]
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _texts(column: pa.Array) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+    """Returns (rows,) text, None where missing, and where it cannot be decoded. The number 5 is "5" in a text file and
+    in Parquet, as 5 or as 5.0; true is "1".
+    """
     codes, values = _dictionary(column)
+    texts, bad = _distinct_texts(values)
+    return texts[codes], bad[codes]
+
+
+def _distinct_texts(values: list[Any]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+    """Returns the texts of ``values`` and at the end None, which is where the code of a missing value points."""
     texts = np.array([*(_text(value) for value in values), None], dtype=object)
-    return texts[codes]
+    return texts, np.array([*(isinstance(value, bytes) for value in values), False])
 
 
 def _text(value: Any) -> str | None:
     match value:
+        case None | bytes():
+            return None
         case bool():
             return str(int(value))
         case float():
-            return None if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
-    return None if value is None else str(value)
+            return str(int(value)) if value.is_integer() else repr(value)
+        case str() if _WHOLE.fullmatch(value):
+            return str(int(value[:-2]))
+    return str(value)
 
 
-def _hashed(column: pa.Array, *, field: str, buckets: int) -> NDArray[np.int32]:
+def _hashed(column: pa.Array, *, field: str, buckets: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     codes, values = _dictionary(column)
-    texts = np.array([*(_text(value) for value in values), None], dtype=object)
-    return hash_buckets(texts, field=field, buckets=buckets)[codes]
+    texts, bad = _distinct_texts(values)
+    return hash_buckets(texts, field=field, buckets=buckets)[codes], bad[codes]
 
 
 def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -198,25 +236,32 @@ def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         bad = np.isinf(values)
     else:
         codes, texts = _dictionary(column)
-        parsed = np.append(pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64), np.nan)
+        parsed = pd.to_numeric(pd.Series([*texts, None], dtype=object), errors="coerce").to_numpy(np.float64)
         values = parsed[codes]
-        bad = (codes != NO_UNIT) & ~np.isfinite(values)
+        bad = (_present(texts) & ~np.isfinite(parsed))[codes]
     return np.where(bad, np.nan, values), bad
 
 
 def _time_parts(times: NDArray[np.datetime64], part: str) -> NDArray[np.object_]:
     """Returns (rows,) the hour of the day or the weekday (0 is Monday) as text, None where the time is unknown."""
     stamps = pd.DatetimeIndex(times)
-    numbers = stamps.hour if part == "hour" else stamps.dayofweek
+    numbers = stamps.hour if part == "hour" else stamps.day_of_week
     return np.array([*map(str, range(24)), None], dtype=object)[np.where(np.isnat(times), -1, numbers).astype(np.int64)]
 
 
-def _times(column: pa.Array, time_format: str | None) -> NDArray[np.datetime64]:
-    """Returns (rows,) datetime64[us] in UTC, NaT where missing or no time."""
+def _times(column: pa.Array, time_format: str | None) -> tuple[NDArray[np.datetime64], NDArray[np.bool_]]:
+    """Returns (rows,) datetime64[us] in UTC, NaT where missing, and where a value is present but is no time."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         micros = column.cast(pa.timestamp("us"), safe=False)
-        return np.asarray(micros.to_numpy(zero_copy_only=False), dtype="datetime64[us]")
+        times = np.asarray(micros.to_numpy(zero_copy_only=False), dtype="datetime64[us]")
+        return times, np.zeros(len(times), dtype=np.bool_)
     codes, values = _dictionary(column)
-    texts = pd.Series([_text(value) for value in values], dtype=object)
-    parsed = pd.to_datetime(texts, format=time_format or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
-    return np.append(parsed.to_numpy(dtype="datetime64[us]"), np.datetime64("NaT", "us"))[codes]
+    texts, _ = _distinct_texts(values)
+    series = pd.Series(texts, dtype=object)
+    parsed = pd.to_datetime(series, format=time_format or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+    distinct = parsed.to_numpy(dtype="datetime64[us]")
+    return distinct[codes], (_present(values) & np.isnat(distinct))[codes]
+
+
+def _present(values: list[Any]) -> NDArray[np.bool_]:
+    return np.array([*(value is not None for value in values), False])

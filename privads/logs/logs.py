@@ -66,6 +66,8 @@ class Logs:
         after: rows at or after it are for testing. A delayed label whose window had not closed by then is unobserved
         in training, as it would have been on the day. test_fraction: in (0, 1).
         """
+        if self.side is not None:
+            raise ValueError(f"these are already one side of a split ({self.side}): split the whole log")
         if (after is None) == (test_fraction is None):
             raise ValueError("split takes either after=TIME or test_fraction=SHARE")
         if after is not None:
@@ -99,6 +101,7 @@ class Logs:
 
     @cached_property
     def _rows(self) -> tuple[Part, NDArray[np.int64]]:
+        self.check()
         schema = self.schema
         parts = []
         for file in find_files(self.path):
@@ -126,9 +129,14 @@ class Logs:
 
 
 def _utc(after: str | datetime) -> datetime:
-    stamp = pd.Timestamp(after)
+    if not isinstance(after, str | datetime):
+        raise ValueError(f"after must be a time, got {after!r}")
+    try:
+        stamp = pd.Timestamp(after)
+    except ValueError:
+        raise ValueError(f"after must be a time such as 2026-11-15T00:00:00, got {after!r}") from None
     if pd.isna(stamp):
-        raise ValueError(f"not a time: {after!r}")
+        raise ValueError(f"after must be a time, got {after!r}")
     return (stamp.tz_convert("UTC").tz_localize(None) if stamp.tzinfo else stamp).to_pydatetime()
 
 

@@ -1,7 +1,14 @@
-"""Files into record batches: Parquet, and delimited text (plain or compressed), by name only until asked for rows."""
+"""Files into record batches: Parquet, and delimited text (plain or compressed), by name only until asked for rows.
 
+In text a line is a row, whatever it holds. A quote that a line opens and does not close would swallow the lines of
+other people, so such a line is left out, as one with too few or too many cells is.
+"""
+
+import csv
 import glob
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,10 +32,13 @@ class LogError(ValueError):
 def find_files(path: str | Path) -> tuple[Path, ...]:
     """Returns the files that a path, folder or glob pattern stands for, sorted; raises `LogError` if there are none."""
     text = str(path)
-    if Path(text).is_dir():
+    if Path(text).is_file():  # before the pattern: a file's name may hold brackets
+        found = [Path(text)]
+    elif Path(text).is_dir():
         found = [entry for entry in Path(text).iterdir() if entry.is_file() and not entry.name.startswith((".", "_"))]
     else:
-        found = [Path(name) for name in glob.glob(text, recursive=True)]  # noqa: PTH207 - absolute patterns too
+        names = glob.glob(text, recursive=True)  # noqa: PTH207 - absolute patterns too
+        found = [Path(name) for name in names if Path(name).is_file()]
     if not found:
         raise LogError(f"no such file: {text} (the working directory is {Path.cwd()})")
     return tuple(sorted(found))
@@ -36,18 +46,29 @@ def find_files(path: str | Path) -> tuple[Path, ...]:
 
 def check_columns(file: Path, schema: Schema, needed: tuple[str, ...]) -> None:
     """Refuse a file that lacks one of the ``needed`` columns. Reads names only: a Parquet footer or a header line."""
-    names = _column_names(file, schema)
+    names, nested = _column_names(file, schema)
     for column in needed:
         if column not in names:
             raise LogError(f"{file}: no column {column!r}{nearest_name(column, names)}; the schema names it")
+        if names.count(column) > 1:
+            raise LogError(f"{file}: {names.count(column)} columns are named {column!r}; rename all but one")
+        if column in nested:
+            raise LogError(f"{file}: column {column!r} holds lists or records; a feature is one value a row")
 
 
 def read_batches(file: Path, schema: Schema, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """Yields the file's rows with these columns. Columns of text files come as undecoded bytes, None where missing."""
-    if not _is_text(file):
+    if _is_text(file):
+        yield from _read_text(file, schema, columns)
+        return
+    with _one_line(f"{file}: cannot be read as Parquet", public=schema.public):
         dataset = pyarrow.dataset.dataset(str(file), format="parquet")
         yield from dataset.to_batches(columns=list(columns))
-        return
+
+
+def _read_text(file: Path, schema: Schema, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    names, _ = _column_names(file, schema)
+    delimiter = _delimiter(file, schema)
     convert = pyarrow.csv.ConvertOptions(
         column_types={name: pa.binary() for name in columns},
         include_columns=list(columns),
@@ -58,31 +79,67 @@ def read_batches(file: Path, schema: Schema, columns: tuple[str, ...]) -> Iterat
     )
     # A line with too few or too many cells belongs to one person: it is left out, and decides nothing visible.
     parse = pyarrow.csv.ParseOptions(
-        delimiter=schema.text.delimiter,
-        invalid_row_handler=lambda row: "error" if schema.public else "skip",
+        delimiter=delimiter, invalid_row_handler=lambda row: "error" if schema.public else "skip"
     )
-    read = pyarrow.csv.ReadOptions(column_names=list(schema.text.columns) or None, block_size=_BLOCK_BYTES)
-    try:
-        with pyarrow.csv.open_csv(str(file), read_options=read, parse_options=parse, convert_options=convert) as reader:
-            yield from reader
-    except pa.ArrowInvalid as error:
-        detail = f": {str(error).splitlines()[0]}" if schema.public else ""
-        raise LogError(f"{file}: not a well-formed {schema.text.delimiter!r}-delimited file{detail}") from None
+    read = pyarrow.csv.ReadOptions(column_names=names)
+    unclosed = _unclosed_line(delimiter)
+    with _one_line(f"{file}: not a well-formed {delimiter!r}-delimited file", public=schema.public):
+        for block in _blocks_of_lines(file, header=not schema.text.columns):
+            lines = block
+            if b'"' in block:
+                lines = unclosed.sub(b"", block)
+                if schema.public and lines != block:
+                    raise LogError(f"{file}: a line ends inside quotes; a line is a row, without line breaks in it")
+            if lines.strip():
+                table = pyarrow.csv.read_csv(pa.BufferReader(lines), read, parse, convert)
+                yield from table.combine_chunks().to_batches()
 
 
-def _column_names(file: Path, schema: Schema) -> list[str]:
+def _blocks_of_lines(file: Path, *, header: bool) -> Iterator[bytes]:
+    """Yields the file's bytes in blocks of whole lines, without the ``header`` line."""
+    with pa.input_stream(str(file)) as stream:
+        rest = b""
+        while part := stream.read(_BLOCK_BYTES):
+            lines, newline, rest = (rest + part).rpartition(b"\n")
+            block = lines + newline
+            if header and newline:
+                block, header = block.partition(b"\n")[2], False
+            yield block
+        yield b"" if header else rest
+
+
+def _unclosed_line(delimiter: str) -> re.Pattern[bytes]:
+    """Returns what matches each line that leaves a quote open. For the parser a quote opens at a cell's start only."""
+    d = re.escape(delimiter).encode()
+    plain = rb"[^%b\r\n]*+" % d
+    cell = rb'(?:"(?:[^"\r\n]++|"")*+"%b|(?!")%b)' % (plain, plain)
+    return re.compile(rb"^(?!%b(?:%b%b)*+\r?$).*\n?" % (cell, d, cell), re.MULTILINE)
+
+
+@contextmanager
+def _one_line(message: str, *, public: bool) -> Iterator[None]:
+    """Turns the reading library's errors into one line; what a row holds is told only of public data."""
     try:
-        if not _is_text(file):
-            return list(pyarrow.parquet.read_schema(str(file)).names)
-        if schema.text.columns:
-            return list(schema.text.columns)
-        with pa.input_stream(str(file)) as stream:
-            line = _first_line(stream)
-        return [name.strip().strip('"') for name in line.lstrip("\ufeff").split(schema.text.delimiter)]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise LogError(
-            f"{file}: cannot be opened as {'text' if _is_text(file) else 'Parquet'}: {_short(error)}"
-        ) from None
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise LogError(f"{message}: {_short(error)}" if public else message) from None
+
+
+def _column_names(file: Path, schema: Schema) -> tuple[list[str], set[str]]:
+    """Returns the names of the file's columns, and which of them hold more than one value a row."""
+    if not _is_text(file):
+        with _one_line(f"{file}: cannot be opened as Parquet", public=True):
+            found = pyarrow.parquet.read_schema(str(file))
+        return list(found.names), {field.name for field in found if pa.types.is_nested(field.type)}
+    if schema.text.columns:
+        return list(schema.text.columns), set()
+    with _one_line(f"{file}: cannot be opened as text", public=True), pa.input_stream(str(file)) as stream:
+        line = _first_line(stream)
+    return next(csv.reader([line.lstrip("\ufeff")], delimiter=_delimiter(file, schema)), []), set()
+
+
+def _delimiter(file: Path, schema: Schema) -> str:
+    return schema.text.delimiter or ("\t" if ".tsv" in _suffixes(file) else ",")
 
 
 def _first_line(stream: pa.NativeFile) -> str:
@@ -96,10 +153,13 @@ def _first_line(stream: pa.NativeFile) -> str:
 
 
 def _is_text(file: Path) -> bool:
+    return any(suffix in TEXT_SUFFIXES for suffix in _suffixes(file))
+
+
+def _suffixes(file: Path) -> list[str]:
+    """Returns the last suffix, and the one before it where the last says how the file is compressed."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
-        suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in TEXT_SUFFIXES
+    return suffixes[-2:] if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES else suffixes[-1:]
 
 
 def _short(error: Exception) -> str:

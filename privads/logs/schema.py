@@ -21,6 +21,9 @@ from privads.config import ConfigError, parse_model
 MISSING_BUCKETS = 1
 """Each categorical field has one bucket of its own for a missing value: number 0."""
 
+MOST_BUCKETS = 2**31 - 1
+"""Rows of the fused table are numbered in 32 bits."""
+
 
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,7 +33,7 @@ class DelayedLabel(_Facts):
     """A label that is 1 if the event at column ``time`` came within ``within_hours`` of the impression."""
 
     time: str
-    within_hours: float = Field(gt=0)
+    within_hours: float = Field(gt=0, le=1e6)
 
 
 class Numeric(_Facts):
@@ -53,14 +56,18 @@ class Categorical(_Facts):
     part: instead of a column of its own, the hour of the day or the weekday of the impression's time.
     """
 
-    buckets: int = Field(ge=2, le=2**31)
+    buckets: int = Field(ge=2)
     part: Literal["hour", "weekday"] | None = None
 
 
 class Text(_Facts):
-    """How a delimited text file is to be read. ``columns`` names them where the file has no header line."""
+    """How a delimited text file is to be read: a line is a row, and values may be quoted.
 
-    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    delimiter: one ASCII character; a comma unless stated, in a .tsv file a tab. columns: their names, where the file
+    has no header line.
+    """
+
+    delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x7f]$")
     columns: tuple[str, ...] = ()
 
 
@@ -99,12 +106,16 @@ class Schema(_Facts):
             raise ValueError(f"unit_name must be a lower-case word such as 'user-day', got {self.unit_name!r}")
         if self.unit_name == EXAMPLE:
             raise ValueError("unit_name 'example' is reserved for single rows")
+        if len(set(self.unit)) < len(self.unit):
+            raise ValueError(f"unit names a column twice: {list(self.unit)}")
         if not self.numeric and not self.categorical:
             raise ValueError("the schema names no feature: add a [numeric] or [categorical] table")
         if not self.labels:
             raise ValueError("the schema names no label: add a [labels] table")
         if self.time is None and any(isinstance(label, DelayedLabel) for label in self.labels.values()):
             raise ValueError("a label with within_hours needs the time of the impression: add time = COLUMN")
+        if self.bucket_starts[-1] > MOST_BUCKETS:
+            raise ValueError(f"all buckets together must be at most {MOST_BUCKETS}, got {self.bucket_starts[-1]}")
         unknown = set(self.reference) - set(self.labels)
         if unknown:
             raise ValueError(f"[reference] names {sorted(unknown)}, which is no label")
@@ -203,7 +214,11 @@ class Schema(_Facts):
                 return parse_model(cls, dict(source), source="schema")
         path = Path(source)
         if path.is_file():
-            return cls.parse(path.read_text(encoding="utf-8"), source=str(path))
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{path}: not valid TOML: {error}") from None
+            return cls.parse(text, source=str(path))
         if str(source) in known_formats():
             text = (resources.files("privads.logs") / "formats" / f"{source}.toml").read_text(encoding="utf-8")
             return cls.parse(text, source=f"format {source}")

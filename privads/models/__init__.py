@@ -21,9 +21,11 @@ def build(name: str, schema: Schema, settings: Mapping[str, Any] | None = None) 
     """Returns the model that a run's [model] table asks for; raises `ConfigError` for an unknown name or setting."""
     if name not in MODELS:
         raise ConfigError(f"model.name {name!r} is unknown{nearest_name(name, MODELS)}; known: {', '.join(MODELS)}")
-    known = [key for key in inspect.signature(MODELS[name]).parameters if key != "schema"]
-    given = dict(settings or {})
-    for key in given:
+    known = {key: one.default for key, one in inspect.signature(MODELS[name]).parameters.items() if key != "schema"}
+    given = {key: tuple(one) if isinstance(one, list) else one for key, one in (settings or {}).items()}
+    for key, value in given.items():
         if key not in known:
             raise ConfigError(f"model {name!r} has no setting {key!r}{nearest_name(key, known)}")
-    return MODELS[name](schema, **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
+        if type(value) is not type(known[key]):
+            raise ConfigError(f"model {name!r}: {key} must be of the form {known[key]!r}, got {value!r}")
+    return MODELS[name](schema, **given)

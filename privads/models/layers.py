@@ -12,7 +12,7 @@ class FusedTable(nn.Module):
     """All categorical fields' embeddings in one table: ``out[r, f] = sum over ids i of bag (r, f) of weight[i]``.
 
     buckets: rows per field; the ids of field f lie in [start_f, start_f + buckets_f). A repeated id counts each time.
-    forward(ids (total,), offsets (rows * fields + 1,)) -> (rows, fields, dim).
+    forward(ids (total,), offsets (rows * fields + 1,)) -> (rows, fields, dim); (0, 0, dim) where there are no fields.
     """
 
     def __init__(self, buckets: Sequence[int], dim: int, *, init_std: float = 0.0) -> None:
@@ -23,27 +23,28 @@ class FusedTable(nn.Module):
     def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
         """Returns the sum of each bag's embeddings."""
         rows = (len(offsets) - 1) // max(self.fields, 1)
-        if not self.fields:
-            return self.weight.new_zeros(rows, 0, self.dim)
         bags = F.embedding_bag(ids, self.weight, offsets[:-1], mode="sum")  # (rows * fields, dim)
         return bags.view(rows, self.fields, self.dim)
 
 
 class Cross(nn.Module):
-    """Cross layers of DCN-v2: ``x_{l+1} = x_0 * (W_l x_l + b_l) + x_l`` (Wang et al. 2021, equation 1).
+    """Cross layers of DCN-v2: ``x_{l+1} = x_0 * scale (W_l x_l + b_l) + x_l`` (Wang et al. 2021, equation 1: scale 1).
 
-    forward(x_0 (rows, width)) -> (rows, width).
+    W and b start at 0. forward(x_0 (rows, width)) -> (rows, width).
     """
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, *, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        for parameter in self.layers.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x0: Tensor) -> Tensor:
         """Returns the last cross."""
         x = x0
         for layer in self.layers:
-            x = x0 * layer(x) + x  # (rows, width)
+            x = x0 * (self.scale * layer(x)) + x  # (rows, width)
         return x
 
 

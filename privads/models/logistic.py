@@ -27,7 +27,8 @@ class Logistic(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {task: (rows,) logit}."""
-        wide = self.scale * self.table(batch.ids, batch.offsets).sum(dim=1)  # (rows, tasks)
+        looked_up = self.table(batch.ids, batch.offsets).reshape(batch.rows, self.table.fields, len(self.tasks))
+        wide = self.scale * looked_up.sum(dim=1)  # (rows, tasks)
         inputs = torch.cat([batch.dense, torch.ones_like(batch.weights)[:, None]], dim=1)
         logits = wide + self.linear(self.scale * inputs)
         return {task: logits[:, t] for t, task in enumerate(self.tasks)}

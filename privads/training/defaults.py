@@ -8,10 +8,14 @@ import math
 import torch
 from torch import nn
 
-from privads.models.logistic import Logistic
 from privads.training.plan import TrainPlan
 
 MOMENTUM = 0.9
+
+WARM_UP = 0.25
+"""The share of the steps over which the step grows to its full size. Where conversions are rare, full steps from the
+start would carry the first predictions, of one half, far below the base rate, and momentum would keep them there."""
+
 LOGIT_NOISE = 0.5
 """The standard deviation that privacy noise may give the last iterate's logit, for a row of length 1."""
 
@@ -25,26 +29,25 @@ UNAMPLIFIED_EQUIVALENT = 2.0
 def default_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.Optimizer:
     """Returns the optimizer that `privads.fit` uses when it is given none.
 
-    `Logistic`: SGD with momentum m = 0.9 and a step eta of which ``eta / (1 - m)`` is
+    SGD with momentum m = 0.9 and a step eta of which ``eta / (1 - m)`` is
     ``min(LOGIT_NOISE / (noise_std sqrt(steps)), STABLE_STEP)``, where noise_std = noise_multiplier clip_norm / batch is
     the noise of one step's mean gradient: the noise of all steps together then moves a logit by about LOGIT_NOISE.
-    Any other model: Adam. ``plan.learning_rate`` takes the place of the rule's step.
+    The models are written so that this step suits them all. ``plan.learning_rate`` takes its place where it is given.
+    `warm_up` is the schedule that goes with it.
     """
-    if not isinstance(model, Logistic):
-        return torch.optim.Adam(model.parameters(), lr=plan.learning_rate or adam_step(plan))
     return torch.optim.SGD(model.parameters(), lr=plan.learning_rate or sgd_step(plan), momentum=MOMENTUM)
 
 
+def warm_up(optimizer: torch.optim.Optimizer, plan: TrainPlan) -> torch.optim.lr_scheduler.LambdaLR:
+    """Returns the default optimizer's schedule: step number t = 1, 2, ... has size ``min(1, t / (WARM_UP steps)) eta``."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / (WARM_UP * plan.steps)))
+
+
 def sgd_step(plan: TrainPlan) -> float:
-    """Returns the step of `Logistic`'s optimizer; its docstring has the formula."""
+    """Returns the step of the default optimizer; its docstring has the formula."""
     if plan.private:
         noise_std = plan.noise_multiplier * plan.clip_norm / plan.batch
         reach = LOGIT_NOISE / (noise_std * math.sqrt(plan.steps))
     else:
         reach = LOGIT_NOISE * UNAMPLIFIED_EQUIVALENT * plan.population / plan.steps
     return (1 - MOMENTUM) * min(reach, STABLE_STEP)
-
-
-def adam_step(plan: TrainPlan) -> float:
-    """Returns Adam's step."""
-    return 0.01

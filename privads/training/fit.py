@@ -11,7 +11,7 @@ from accounting.ledger import Ledger
 from privads.batch import Batch
 from privads.logs.logs import Logs
 from privads.models import losses
-from privads.training.defaults import default_optimizer
+from privads.training.defaults import default_optimizer, warm_up
 from privads.training.engine import PrivateEngine
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss
@@ -45,12 +45,15 @@ def fit(
         test.check()
     chosen_loss: Loss = losses.per_row if loss is None else loss
     inner = default_optimizer(model, plan) if optimizer is None else optimizer
+    schedule = warm_up(inner, plan) if optimizer is None else None
     purpose = f"train {type(model).__name__}"
     engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, purpose=purpose)
     model, private, batches = engine.make_private(model, inner, train, loss=chosen_loss)
     for batch in batches if progress is None else progress(batches, plan):
         engine.backward(chosen_loss(model(batch), batch))
         private.step()
+        if schedule is not None:
+            schedule.step()
     run = engine.finish()
     facts = dataclasses.replace(run.facts, own_loop=False, split=f"training: {train.split_text}", seed=seed)
     run = dataclasses.replace(run, facts=facts, config=dict(config or {"data": {"path": train.path}}))

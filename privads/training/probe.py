@@ -24,28 +24,35 @@ def probe(model: nn.Module, loss: Loss | None, schema: Schema, gradients: UnitGr
     Also refused: a loss that is not (rows,), and a gradient that the layers' rules do not account for in full.
     Without a ``loss`` the model alone is checked, with `losses.per_row` where its output allows.
     """
-    generator = torch.Generator().manual_seed(0)
-    first, second = (_made_up(schema, _UNITS * _ROWS_PER_UNIT, generator) for _ in range(2))
-    others = (_UNITS - 1) * _ROWS_PER_UNIT  # the last unit is the one that changes
     device = next(model.parameters()).device
-    cases = {
-        "replaced": (_splice(first, second, others, schema), "changes when another unit's rows change"),
-        "removed": (_head(first, others, schema), "changes when another unit is removed"),
-    }
+    made_up = _made_up(schema, 2 * _UNITS * _ROWS_PER_UNIT).to(device)
+    numbers = torch.arange(2 * _UNITS * _ROWS_PER_UNIT).view(2, _UNITS, _ROWS_PER_UNIT)
     with _repeatable(model):
-        before, slope = _of_others(model, loss, first.to(device), others)
-        for batch, what in cases.values():
-            gradients.forget()
-            after, other_slope = _of_others(model, loss, batch.to(device), others)
-            if not torch.allclose(before, after, rtol=_TOLERANCE, atol=1e-6):
-                raise UnsupportedModel(
-                    f"a row's loss {what}: {type(model).__name__} or its loss mixes rows (batch statistics, in-batch "
-                    "negatives, or a mean over the batch); every row must have a loss of its own"
-                )
-            if not _close(slope, other_slope):
-                raise UnsupportedModel(f"a unit's gradient {what}: {type(model).__name__} or its loss mixes rows")
-        _check_covered(model, loss, first.to(device), gradients)
+        for unit in range(_UNITS):
+            others = numbers[0, [one for one in range(_UNITS) if one != unit]].flatten()
+            before = _of_others(model, loss, _pick(made_up, torch.cat([others, numbers[0, unit]])), len(others))
+            for after_rows, what in (
+                (torch.cat([others, numbers[1, unit]]), "another unit's rows change"),
+                (others, "another unit is removed"),
+            ):
+                gradients.forget()
+                after = _of_others(model, loss, _pick(made_up, after_rows), len(others))
+                _compare(model, before, after, what)
+        gradients.forget()
+        _check_covered(model, loss, _pick(made_up, numbers[0].flatten()), gradients)
     gradients.forget()
+
+
+def _compare(
+    model: nn.Module, before: tuple[Tensor, list[Tensor]], after: tuple[Tensor, list[Tensor]], what: str
+) -> None:
+    if not torch.allclose(before[0], after[0], rtol=_TOLERANCE, atol=1e-6):
+        raise UnsupportedModel(
+            f"a row's loss changes when {what}: {type(model).__name__} or its loss mixes rows (batch statistics, "
+            "in-batch negatives, or a mean over the batch); every row must have a loss of its own"
+        )
+    if not _close(before[1], after[1]):
+        raise UnsupportedModel(f"a unit's gradient changes when {what}: {type(model).__name__} or its loss mixes rows")
 
 
 def row_losses(outputs: Any, batch: Batch, loss: Loss | None) -> Tensor:
@@ -80,7 +87,6 @@ def _of_others(model: nn.Module, loss: Loss | None, batch: Batch, others: int) -
 def _check_covered(model: nn.Module, loss: Loss | None, batch: Batch, gradients: UnitGradients) -> None:
     """The rules' sum without clipping must be autograd's gradient, parameter by parameter."""
     parameters = {one: name for name, one in model.named_parameters() if one.requires_grad}
-    gradients.forget()
     values = row_losses(model(batch), batch, loss)
     expected = torch.autograd.grad(values.sum(), list(parameters), allow_unused=True, retain_graph=True)
     owners = torch.arange(batch.rows, device=values.device) // _ROWS_PER_UNIT
@@ -102,7 +108,8 @@ def _close(left: list[Tensor], right: list[Tensor]) -> bool:
     )
 
 
-def _made_up(schema: Schema, rows: int, generator: torch.Generator) -> Batch:
+def _made_up(schema: Schema, rows: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
     starts = torch.tensor(schema.bucket_starts)
     buckets = starts.diff()
     ids = starts[:-1] + (torch.rand(rows, len(buckets), generator=generator) * buckets).long()
@@ -120,28 +127,16 @@ def _made_up(schema: Schema, rows: int, generator: torch.Generator) -> Batch:
     )
 
 
-def _head(batch: Batch, rows: int, schema: Schema) -> Batch:
-    ids = rows * len(schema.categorical)
+def _pick(batch: Batch, rows: Tensor) -> Batch:
+    """Returns these rows of a batch whose every bag has length 1."""
+    ids = batch.ids.view(batch.rows, -1)[rows]
     return Batch(
-        dense=batch.dense[:rows],
-        ids=batch.ids[:ids],
-        offsets=batch.offsets[: ids + 1],
-        labels={task: label[:rows] for task, label in batch.labels.items()},
-        observed={task: known[:rows] for task, known in batch.observed.items()},
-        weights=batch.weights[:rows],
-    )
-
-
-def _splice(first: Batch, second: Batch, rows: int, schema: Schema) -> Batch:
-    """Returns the first ``rows`` of ``first`` followed by the rest of ``second``."""
-    ids = rows * len(schema.categorical)
-    return Batch(
-        dense=torch.cat([first.dense[:rows], second.dense[rows:]]),
-        ids=torch.cat([first.ids[:ids], second.ids[ids:]]),
-        offsets=first.offsets,
-        labels={task: torch.cat([one[:rows], second.labels[task][rows:]]) for task, one in first.labels.items()},
-        observed={task: torch.cat([one[:rows], second.observed[task][rows:]]) for task, one in first.observed.items()},
-        weights=first.weights,
+        dense=batch.dense[rows],
+        ids=ids.flatten(),
+        offsets=torch.arange(ids.numel() + 1, device=ids.device),
+        labels={task: label[rows] for task, label in batch.labels.items()},
+        observed={task: known[rows] for task, known in batch.observed.items()},
+        weights=batch.weights[rows],
     )
 
 

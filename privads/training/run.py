@@ -20,6 +20,7 @@ from accounting import mechanisms
 from accounting.accountant import Bounds, epsilon, without_amplification
 from accounting.ledger import Entry, Ledger
 from accounting.report import record
+from accounting.report.summary import summary
 from privads.batch import Rows
 from privads.evaluation.metrics import TaskMetrics, evaluate
 from privads.logs.schema import Schema
@@ -66,6 +67,9 @@ class Run:
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
+    def __str__(self) -> str:
+        return summary(self.report())
+
     @property
     def epsilon(self) -> Bounds:
         """Bounds on what the run cost, at the budget's delta."""
@@ -75,10 +79,10 @@ class Run:
         """Returns {task: (rows,) probability}. Reads the rows."""
         return predict(self.model, rows)
 
-    def evaluated_on(self, rows: Rows, *, seed: int = 0) -> "Run":
+    def evaluated_on(self, rows: Rows, *, replicates: int = 200, seed: int = 0) -> "Run":
         """Returns the same run with metrics on held-out ``rows``, each task on the rows where its label is observed.
 
-        This reads the rows and its result is not covered by epsilon: the report says so.
+        This reads the rows and its result is not covered by epsilon: the report says so. replicates: of the bootstrap.
         """
         scores = self.predict(rows)
         batch = rows.take(np.arange(len(rows.units)))
@@ -91,6 +95,7 @@ class Run:
                 predicted[known],
                 rows.units[known],
                 reference=None if reference is None else np.clip(np.nan_to_num(reference[known]), 0.0, 1.0),
+                replicates=replicates,
                 seed=seed,
             )
         return dataclasses.replace(self, metrics=metrics)

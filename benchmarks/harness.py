@@ -1,0 +1,106 @@
+"""What benchmarks share: figures, intervals over seeds, the machine, and the JSON line that ends their output."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+LEVEL = 0.95
+PACKAGES = ("dp-accounting", "numpy", "opacus", "privads", "torch")
+_DECIMALS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number of a benchmark, and where there is a target, whether it holds."""
+
+    name: str
+    value: float
+    unit: str
+    at_least: float | None = None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the value reaches the target; None where there is none."""
+        return None if self.at_least is None else self.value >= self.at_least
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the figure as it stands in the JSON line."""
+        target = None if self.at_least is None else f">= {self.at_least:g}"
+        return {"name": self.name, "value": self.value, "unit": self.unit, "target": target, "holds": self.holds}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """The mean over seeds, their standard deviation, and the t interval of the mean; nan where one seed says nothing.
+
+    mean ± t std / sqrt(n), t the quantile (1 + LEVEL) / 2 of Student's distribution with n − 1 degrees of freedom.
+
+    >>> Spread.of([1.0, 2.0, 3.0]).mean, round(Spread.of([1.0, 2.0, 3.0]).high, 3)
+    (2.0, 4.484)
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Returns the spread of at least one value."""
+        mean, n = float(np.mean(values)), len(values)
+        if n < 2:
+            return cls(mean=mean, std=math.nan, low=math.nan, high=math.nan)
+        std = float(np.std(values, ddof=1))
+        half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std / math.sqrt(n)
+        return cls(mean=mean, std=std, low=mean - half, high=mean + half)
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the figures were measured on."""
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def json_line(benchmark: str, figures: Sequence[Figure], **others: Any) -> str:
+    """Returns the benchmark's one line of JSON; numbers that are not finite are null."""
+    report = {"benchmark": benchmark, "machine": machine(), "figures": [one.as_dict() for one in figures], **others}
+    return json.dumps(_plain(report), allow_nan=False)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {key: _plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case float():
+            return _rounded(value) if math.isfinite(value) else None
+    return value
+
+
+def _rounded(value: float) -> float:
+    """Returns ``value`` to six decimals, or to six digits where it is small, such as a delta."""
+    return round(value, _DECIMALS) if abs(value) >= 1 else float(f"{value:.{_DECIMALS}g}")

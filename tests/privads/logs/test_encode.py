@@ -1,0 +1,382 @@
+"""Encoding: the same rows give the same arrays from every format, and a row decides nothing beyond itself."""
+
+import datetime as dt
+import decimal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from privads.features.stateless import hash_buckets, log_scale
+from privads.logs.encode import Part, as_batch, encode, uniform_of_key, unit_codes
+from privads.logs.logs import Logs
+from privads.logs.reader import LogError
+from privads.logs.schema import Schema
+
+DAY = dt.datetime(2026, 11, 15)
+
+
+def schema(**changes: object) -> Schema:
+    facts = {
+        "dataset": "x",
+        "population": 10,
+        "unit": ["u"],
+        "time": "t",
+        "labels": {"click": "y", "conversion": {"time": "e", "within_hours": 24}},
+        "numeric": {"n": {"range": [0, 10]}},
+        "categorical": {"c": {"buckets": 1000}, "d": {"buckets": 50}},
+    }
+    return Schema.load({**facts, **changes})
+
+
+def rows(**columns: list[object] | pa.Array) -> pa.RecordBatch:
+    """A batch of good rows with these columns in place of the usual ones."""
+    count = max([len(values) for values in columns.values()], default=1)
+    usual = {"u": "u1", "t": DAY, "y": 1, "e": None, "n": 5.0, "c": "a", "d": "b"}
+    types = {"t": pa.timestamp("us"), "e": pa.timestamp("us")}
+    made = {name: pa.array([value] * count, types.get(name)) for name, value in usual.items()}
+    given = {name: values if isinstance(values, pa.Array) else pa.array(values) for name, values in columns.items()}
+    return pa.RecordBatch.from_pydict({**made, **given})
+
+
+def same(one: Part, two: Part) -> bool:
+    def flat(part: Part) -> list[np.ndarray]:
+        tasks = [*part.labels.values(), *part.observed.values()]
+        return [part.dense, part.ids, part.times, part.fits, *part.units, *tasks, *part.reference.values()]
+
+    return all(np.array_equal(a, b) for a, b in zip(flat(one), flat(two), strict=True))
+
+
+# One row, one encoding, whatever the file
+
+
+FRAME = pd.DataFrame(
+    {
+        "u": ["u1", "u2", "ü 3", 'say "x", y'],
+        "t": pd.to_datetime(["2026-11-15", "2026-11-15T01:02:03.000004", "2026-11-16", "2026-11-17"], format="ISO8601"),
+        "y": [1, 0, 1, 0],
+        "e": pd.to_datetime(["2026-11-15T05:00:00", None, "2026-11-19", None], format="ISO8601"),
+        "n": [0.5, np.nan, 3.0, 1e9],
+        "c": pd.array([5, None, 7, 123456789], dtype="Int64"),
+        "d": ["x", None, "a,b", "5.0"],
+        "whole": [5.0, np.nan, -3.0, 123456789.0],
+        "part": [5.5, 0.1, 1 / 3, np.nan],
+        "flag": [True, False, True, False],
+    }
+)
+CATEGORICAL = {name: {"buckets": 1000} for name in ("c", "d", "whole", "part", "flag")}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    names = ("a.parquet", "strings.parquet", "floats.parquet", "pandas.csv", "pandas.tsv", "pandas.csv.gz", "arrow.csv")
+    made = {name: folder / name for name in names}
+    table = pa.Table.from_pandas(FRAME, preserve_index=False)
+    pq.write_table(table, made["a.parquet"])
+    FRAME.to_csv(made["pandas.csv"], index=False, date_format="%Y-%m-%dT%H:%M:%S.%f")
+    FRAME.to_csv(made["pandas.csv.gz"], index=False, date_format="%Y-%m-%dT%H:%M:%S.%f")
+    FRAME.to_csv(made["pandas.tsv"], index=False, date_format="%Y-%m-%dT%H:%M:%S.%f", sep="\t")
+    pyarrow.csv.write_csv(table, made["arrow.csv"])
+    texts = pd.read_csv(made["pandas.csv"], dtype=str)
+    pq.write_table(pa.Table.from_pandas(texts, preserve_index=False), made["strings.parquet"])
+    floats = FRAME.assign(c=FRAME["c"].astype(float), y=FRAME["y"].astype(bool), flag=FRAME["flag"].astype(float))
+    dictionaries = floats.assign(d=floats["d"].astype("category"), u=floats["u"].astype("category"))
+    pq.write_table(pa.Table.from_pandas(dictionaries, preserve_index=False), made["floats.parquet"])
+    return made
+
+
+@pytest.mark.parametrize(
+    "name", ["strings.parquet", "floats.parquet", "pandas.csv", "pandas.tsv", "pandas.csv.gz", "arrow.csv"]
+)
+def test_every_format_gives_identical_encodings(files: dict[str, Path], name: str) -> None:
+    facts = schema(categorical=CATEGORICAL)
+    one, two = (Logs(files[file], facts) for file in ("a.parquet", name))
+    assert len(one.units) == 4
+    assert np.array_equal(one.units, two.units)
+    assert same(one._rows[0], two._rows[0])
+
+
+def test_encodings_are_those_of_the_stateless_transforms(files: dict[str, Path]) -> None:
+    facts = schema(categorical=CATEGORICAL)
+    part = Logs(files["a.parquet"], facts)._rows[0]
+    texts = {
+        "c": ["5", None, "7", "123456789"],
+        "d": ["x", None, "a,b", "5"],
+        "whole": ["5", None, "-3", "123456789"],
+        "part": ["5.5", "0.1", "0.3333333333333333", None],
+        "flag": ["1", "0", "1", "0"],
+    }
+    for position, (field, values) in enumerate(texts.items()):
+        expected = 1000 * position + hash_buckets(np.array(values, dtype=object), field=field, buckets=1000)
+        assert part.ids[:, position].tolist() == expected.tolist()
+    assert part.dense[:, 0].tolist() == log_scale(FRAME["n"].to_numpy(), low=0, high=10).tolist()
+    assert part.labels["click"].tolist() == [1, 0, 1, 0]
+    assert part.labels["conversion"].tolist() == [1, 0, 0, 0]
+
+
+def test_a_missing_category_is_bucket_0_of_its_field() -> None:
+    part = encode(rows(c=pa.array([None, "a"]), d=pa.array(["b", None])), schema())
+    assert part.ids[0, 0] == 0
+    assert part.ids[1, 1] == 1000
+    assert part.fits.all()
+
+
+@pytest.mark.parametrize("values", [pa.nulls(2), pa.array([decimal.Decimal("1.50"), None]), pa.array(["1.5", " 1.5"])])
+def test_numbers_of_every_type_are_read(values: pa.Array) -> None:
+    part = encode(rows(n=values), schema())
+    expected = log_scale(np.array([np.nan if one is None else 1.5 for one in values.to_pylist()]), low=0, high=10)
+    assert part.dense[:, 0].tolist() == expected.tolist()
+    assert part.fits.all()
+
+
+def test_hour_and_weekday_come_from_the_impression_time() -> None:
+    fields = {"hour": {"buckets": 100, "part": "hour"}, "day": {"buckets": 100, "part": "weekday"}}
+    part = encode(rows(t=[dt.datetime(2026, 11, 15, 23, 59), dt.datetime(2026, 11, 16)]), schema(categorical=fields))
+    hours = hash_buckets(np.array(["23", "0"], dtype=object), field="hour", buckets=100)
+    days = hash_buckets(np.array(["6", "0"], dtype=object), field="day", buckets=100)  # a Sunday, a Monday
+    assert part.ids.tolist() == np.stack([hours, 100 + days], axis=1).tolist()
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([dt.datetime(2026, 11, 15, 10)], pa.timestamp("s")),
+        pa.array([dt.datetime(2026, 11, 15, 10)], pa.timestamp("ns")),
+        pa.array(
+            [dt.datetime(2026, 11, 15, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))], pa.timestamp("us", "+02:00")
+        ),
+        pa.array(["2026-11-15T10:00:00"]),
+        pa.array(["2026-11-15 10:00"]),
+        pa.array(["2026-11-15T12:00:00+02:00"]),
+        pa.array([b"2026-11-15T10:00:00Z"]),
+    ],
+    ids=lambda one: str(one.type) + str(one[0]),
+)
+def test_times_of_every_type_are_utc(times: pa.Array) -> None:
+    assert encode(rows(t=times), schema()).times.tolist() == [dt.datetime(2026, 11, 15, 10)]
+
+
+def test_a_time_format_reads_text_and_numbers() -> None:
+    for times in (pa.array(["14102123"]), pa.array([14102123]), pa.array([14102123.0])):
+        part = encode(rows(t=times), schema(time_format="%y%m%d%H", labels={"click": "y"}))
+        assert part.times.tolist() == [dt.datetime(2014, 10, 21, 23)]
+
+
+def test_a_date_is_its_midnight() -> None:
+    assert encode(rows(t=[dt.date(2026, 11, 15)]), schema()).times.tolist() == [DAY]
+
+
+# Labels
+
+
+def conversions(events: list[object], **changes: object) -> tuple[list[float], list[bool]]:
+    part = encode(rows(e=pa.array(events, pa.timestamp("us"))), schema(**changes))
+    assert part.fits.all()  # a label that does not fit costs the label, not the row
+    return part.labels["conversion"].tolist(), part.observed["conversion"].tolist()
+
+
+def test_a_delayed_label_is_1_up_to_the_end_of_its_window() -> None:
+    tick, hour = dt.timedelta(microseconds=1), dt.timedelta(hours=1)
+    labels, observed = conversions([DAY, DAY + tick, DAY + 24 * hour, DAY + 24 * hour + tick, DAY + 99 * hour, None])
+    assert labels == [1, 1, 1, 0, 0, 0]
+    assert observed == [True] * 6
+
+
+def test_an_event_before_its_impression_is_unobserved() -> None:
+    assert conversions([DAY - dt.timedelta(microseconds=1), DAY]) == ([0, 1], [False, True])
+
+
+def test_the_window_is_the_schema_s() -> None:
+    events = [DAY + dt.timedelta(minutes=minutes) for minutes in (5, 6, 7)]
+    labels = {"conversion": {"time": "e", "within_hours": 0.1}}
+    assert conversions(events, labels=labels)[0] == [1, 1, 0]
+
+
+def test_no_event_in_text_is_no_conversion() -> None:
+    """A fixed bug: an empty text in Parquet was an event that could not be read."""
+    for nothing in ("", None, "NaN"):
+        part = encode(rows(e=pa.array([nothing], pa.string())), schema(public=True))
+        assert (part.labels["conversion"].tolist(), part.observed["conversion"].tolist()) == ([0], [True])
+
+
+def test_a_plain_label_is_0_or_1_or_unobserved() -> None:
+    part = encode(rows(y=pa.array([1.0, 0.0, None, 2.0, 0.5, float("nan"), float("inf")])), schema())
+    assert part.labels["click"].tolist() == [1, 0, 0, 0, 0, 0, 0]
+    assert part.observed["click"].tolist() == [True, True, False, False, False, False, False]
+    assert part.fits.all()
+
+
+@pytest.mark.parametrize("values", [pa.array([True, False]), pa.array(["true", "False"]), pa.array(["1.0", "0"])])
+def test_a_label_may_be_written_as_a_truth_value(values: pa.Array) -> None:
+    part = encode(rows(y=values), schema())
+    assert part.labels["click"].tolist() == [1, 0]
+    assert part.observed["click"].all()
+
+
+# Rows that do not fit
+
+
+MISFITS = {
+    "an infinite number": {"n": [5.0, float("inf")]},
+    "minus infinity": {"n": [5.0, float("-inf")]},
+    "infinity as text": {"n": ["5", "inf"]},
+    "an overflowing number": {"n": ["5", "1e999"]},
+    "text for a number": {"n": ["5", "five"]},
+    "a missing unit": {"u": ["u1", None]},
+    "an empty unit": {"u": ["u1", ""]},
+    "a unit that is no UTF-8": {"u": pa.array([b"u1", b"\xff"])},
+    "a category that is no UTF-8": {"c": pa.array([b"a", b"\xff"])},
+    "a missing time": {"t": pa.array([DAY, None], pa.timestamp("us"))},
+    "a bad time": {"t": ["2026-11-15", "yesterday"]},
+    "a time that is no UTF-8": {"t": pa.array([b"2026-11-15", b"\xff"])},
+}
+MISFIT_LABELS = {
+    "a label of 2": {"y": [1, 2]},
+    "a label of text": {"y": ["1", "yes"]},
+    "an event that is no time": {"e": ["", "soon"]},
+    "an event before its impression": {"e": ["", "2026-11-14"]},
+}
+
+
+@pytest.mark.parametrize("columns", MISFITS.values(), ids=MISFITS)
+def test_a_misfit_is_left_out_silently_and_changes_no_other_row(columns: dict[str, list[object]]) -> None:
+    part = encode(rows(**columns), schema())
+    assert part.fits.tolist() == [True, False]
+    alone = encode(rows(**columns).slice(0, 1), schema())
+    assert alone.fits.tolist() == [True]
+    assert np.array_equal(part.ids[:1], alone.ids)
+    assert np.array_equal(part.dense[:1], alone.dense)
+    assert np.isfinite(part.dense).all()
+
+
+@pytest.mark.parametrize("columns", MISFIT_LABELS.values(), ids=MISFIT_LABELS)
+def test_a_misfit_label_is_unobserved_silently(columns: dict[str, list[object]]) -> None:
+    part = encode(rows(**columns), schema())
+    assert part.fits.all()
+    (name,) = columns
+    task = "click" if name == "y" else "conversion"
+    assert part.observed[task].tolist() == [True, False]
+    assert part.labels[task][1] == 0
+
+
+@pytest.mark.parametrize("columns", [*MISFITS.values(), *MISFIT_LABELS.values()], ids=[*MISFITS, *MISFIT_LABELS])
+def test_a_misfit_in_public_data_is_one_clear_line(columns: dict[str, list[object]]) -> None:
+    (name,) = columns
+    with pytest.raises(LogError, match=f"column '{name}': 1 values do not fit the schema") as caught:
+        encode(rows(**columns), schema(public=True))
+    assert "\n" not in str(caught.value)
+
+
+# Units
+
+
+def codes(*columns: list[object]) -> list[int]:
+    names = [f"k{number}" for number in range(len(columns))]
+    facts = schema(unit=names, unit_name="unit")
+    keys = {name: pa.array(values) for name, values in zip(names, columns, strict=True)}
+    batch = rows(**keys)
+    return unit_codes([encode(batch, facts)], facts).tolist()
+
+
+def test_unit_codes_count_from_0_in_order_of_appearance() -> None:
+    assert codes(["b", "a", "b", "c"]) == [0, 1, 0, 2]
+
+
+def test_unit_codes_of_several_columns_are_exact() -> None:
+    assert codes(["a", "a,b", "a", "a,b"], ["b,c", "c", "b,c", "b,c"]) == [0, 1, 0, 2]
+    assert codes(["1", "11", "1"], ["11", "1", "1"]) == [0, 1, 2]
+    assert codes(["a\0", "a"], ["b", "\0b"]) == [0, 1]
+
+
+def test_unit_codes_agree_with_pandas_group_numbers() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.integers(0, 12, (3000, 3))).astype(str)
+    expected = frame.groupby([0, 1, 2], sort=False).ngroup().tolist()
+    assert codes(*(frame[column].tolist() for column in frame)) == expected
+
+
+def test_one_unit_written_as_a_number_and_as_text_is_one_unit() -> None:
+    facts = schema()
+    parts = [encode(rows(u=pa.array(values)), facts) for values in ([5, 6], [5.0, 7.0], ["5", "6"], ["5.0", "7.0"])]
+    assert unit_codes(parts, facts).tolist() == [0, 1, 0, 2, 0, 1, 0, 2]
+
+
+def test_texts_that_only_look_alike_are_different_units() -> None:
+    assert codes(["5", "05", "5.00", "5e0", " 5", "5.5", "A", "a"]) == list(range(8))
+
+
+def test_units_that_are_no_utf8_never_share_a_code() -> None:
+    """A fixed bug: two undecodable names became the same replacement sign, and so the same unit."""
+    facts = schema()
+    part = encode(rows(u=pa.array([b"\xff", b"\xfe", b"ok"])), facts)
+    assert part.fits.tolist() == [False, False, True]
+
+
+# The salted hash
+
+
+def uniforms(facts: Schema, batch: pa.RecordBatch, salt: str = "privads") -> np.ndarray:
+    return uniform_of_key(encode(batch, facts), batch, facts, salt=salt)
+
+
+def test_the_salted_hash_is_uniform_and_independent_of_the_salt() -> None:
+    batch = rows(u=[f"u{number}" for number in range(20_000)])
+    one, two = (uniforms(schema(), batch, salt) for salt in ("privads", "other"))
+    assert ((one >= 0) & (one < 1)).all()
+    assert stats.kstest(one, "uniform").pvalue > 1e-6  # over salts, each fails with probability 1e-6
+    assert stats.kstest((one - two) % 1, "uniform").pvalue > 1e-6
+    assert abs(np.corrcoef(one, two)[0, 1]) * 20_000**0.5 < stats.norm.isf(5e-7)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("a", "b"), ("a-long-salt-of-2026", "b-long-salt-of-2026"), ("", "0"), ("1", "10")]
+)
+def test_every_part_of_the_salt_counts(one: str, two: str) -> None:
+    """A fixed bug: only the last eight bytes of the salt were used."""
+    batch = rows(u=["u1", "u2"])
+    assert not np.isclose(uniforms(schema(), batch, one), uniforms(schema(), batch, two)).any()
+
+
+def test_the_salted_hash_is_of_the_unit_alone() -> None:
+    batch = rows(u=["u1", "u2", "u1"], c=["a", "b", "c"], n=[1.0, 2.0, 3.0])
+    found = uniforms(schema(), batch)
+    assert found[0] == found[2] != found[1]
+    assert uniforms(schema(), batch.slice(1, 1))[0] == found[1]
+
+
+def test_the_salted_hash_tells_the_unit_s_columns_apart() -> None:
+    facts = schema(unit=["c", "d"], unit_name="unit")
+    found = uniforms(facts, rows(c=["a", "b", "a,b", "a"], d=["b", "a", "c", "b,c"]))
+    assert len(set(found.tolist())) == 4
+
+
+def test_without_units_the_salted_hash_is_of_the_whole_row() -> None:
+    facts = schema(unit=[])
+    batch = rows(c=["a", "a", "a", "z"], n=[1.0, 2.0, 1.0, 1.0])
+    found = uniforms(facts, batch)
+    assert found[0] == found[2]
+    assert len(set(found.tolist())) == 3
+
+
+# Batches
+
+
+def test_a_batch_holds_the_asked_rows_in_the_asked_order() -> None:
+    facts = schema()
+    part = encode(rows(u=["a", "b", "c"], c=["x", "y", "z"], n=[1.0, 2.0, 3.0], y=[0, 1, 0]), facts)
+    batch = as_batch(part, np.array([2, 0, 2]))
+    assert batch.rows == 3
+    assert batch.dense[:, 0].tolist() == part.dense[[2, 0, 2], 0].tolist()
+    assert batch.ids.view(3, 2).tolist() == part.ids[[2, 0, 2]].tolist()
+    assert batch.offsets.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert batch.labels["click"].tolist() == [0, 0, 0]
+    assert batch.weights.tolist() == [1, 1, 1]

@@ -1,0 +1,209 @@
+"""Files: the same rows from every format, one clear line for what cannot be read, and a line is a row."""
+
+import gzip
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from privads.logs import reader
+from privads.logs.reader import LogError, check_columns, find_files, read_batches
+from privads.logs.schema import Schema
+
+COLUMNS = ("y", "n", "c")
+
+
+def schema(**changes: object) -> Schema:
+    facts = {"dataset": "x", "population": 10, "labels": {"y": "y"}, "numeric": {"n": {"range": [0, 10]}}}
+    return Schema.load({**facts, "categorical": {"c": {"buckets": 100}}, **changes})
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def categories(file: Path, facts: Schema | None = None) -> list[object]:
+    batches = read_batches(file, facts or schema(), COLUMNS)
+    return [value for batch in batches for value in batch["c"].to_pylist()]
+
+
+def refusal(file: Path, facts: Schema | None = None) -> str:
+    with pytest.raises(LogError) as caught:
+        categories(file, facts)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Which files
+
+
+def test_a_path_a_folder_and_a_pattern_name_files_in_order(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", ".hidden.csv", "_SUCCESS"):
+        write(tmp_path / name, b"y,n,c\n")
+    (tmp_path / "folder.csv").mkdir()
+    expected = (tmp_path / "a.csv", tmp_path / "b.csv")
+    assert find_files(tmp_path) == expected
+    assert find_files(str(tmp_path / "*.csv")) == expected
+    assert find_files(tmp_path / "b.csv") == expected[1:]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_found(tmp_path: Path) -> None:
+    """A fixed bug: brackets in the name of an existing file were read as a pattern."""
+    file = write(tmp_path / "data[1].csv", b"y,n,c\n1,2,a\n")
+    assert find_files(file) == (file,)
+
+
+@pytest.mark.parametrize("name", ["none.csv", "none/*.parquet", ""])
+def test_missing_files_are_one_clear_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LogError, match=r"no such file: .*the working directory is") as caught:
+        find_files(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+# Which columns
+
+
+def test_a_missing_column_names_the_nearest(tmp_path: Path) -> None:
+    text = write(tmp_path / "a.csv", b"y,n,cc\n1,2,a\n")
+    parquet = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"y": [1], "n": [2], "cc": ["a"]}), parquet)
+    for file in (text, parquet):
+        with pytest.raises(
+            LogError, match=re.escape(f"{file}: no column 'c'; did you mean 'cc'?; the schema names it")
+        ):
+            check_columns(file, schema(), COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"y,n,c", b'"y","n","c"', b'"y",n,"q,q",c', b"\xef\xbb\xbfy,n,c", b"y,n,c\r", b"extra,c,n,y", b'"a ""b""",y,n,c'],
+)
+def test_header_lines_of_every_kind_are_read(tmp_path: Path, head: bytes) -> None:
+    count = len(re.sub(rb'"[^"]*"', b"", head).split(b","))
+    file = write(tmp_path / "a.csv", head + b"\n" + b",".join([b"1"] * count) + b"\n")
+    check_columns(file, schema(), COLUMNS)
+    assert categories(file) == [b"1"]
+
+
+def test_a_header_with_spaces_is_refused_by_the_check_and_not_later(tmp_path: Path) -> None:
+    """A fixed bug: the check took ' n' for 'n', and reading failed after the charge."""
+    file = write(tmp_path / "a.csv", b"y, n,c\n1,2,a\n")
+    with pytest.raises(LogError, match="no column 'n'; did you mean ' n'"):
+        check_columns(file, schema(), COLUMNS)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_named_twice_is_refused(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"a.{kind}"
+    if kind == "csv":
+        write(file, b"y,n,c,c\n1,2,a,b\n")
+    else:
+        pq.write_table(pa.table([[1], [2], ["a"], ["b"]], names=["y", "n", "c", "c"]), file)
+    with pytest.raises(LogError, match="2 columns are named 'c'"):
+        check_columns(file, schema(), COLUMNS)
+
+
+def test_a_column_of_lists_is_refused_by_the_check(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"y": [1], "n": [2], "c": [["a", "b"]]}), tmp_path / "a.parquet")
+    with pytest.raises(LogError, match="column 'c' holds lists or records"):
+        check_columns(tmp_path / "a.parquet", schema(), COLUMNS)
+
+
+def test_the_check_reads_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("rows were read")
+
+    file = write(tmp_path / "a.csv.gz", b"y,n,c\n" + b"1,2,a\n" * 10)
+    pq.write_table(pa.table({"y": [1], "n": [2], "c": ["a"]}), tmp_path / "a.parquet")
+    monkeypatch.setattr(reader.pyarrow.csv, "read_csv", never)
+    monkeypatch.setattr(reader.pyarrow.dataset, "dataset", never)
+    monkeypatch.setattr(reader.pyarrow.parquet, "read_table", never)
+    check_columns(file, schema(), COLUMNS)
+    check_columns(tmp_path / "a.parquet", schema(), COLUMNS)
+
+
+# Which rows
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "a.tsv.gz", "A.TSV", "a.2026.txt"])
+def test_text_is_read_plain_or_compressed_with_a_comma_or_a_tab(tmp_path: Path, name: str) -> None:
+    separator = b"\t" if ".tsv" in name.lower() else b","
+    file = write(tmp_path / name, b"y,n,c\n1,2,a\n0,,\n".replace(b",", separator))
+    assert categories(file) == [b"a", None]
+
+
+def test_a_stated_delimiter_and_stated_columns_win(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.tsv", b"1|2|a\n0|3|b\n")
+    facts = schema(text={"delimiter": "|", "columns": COLUMNS})
+    check_columns(file, facts, COLUMNS)
+    assert categories(file, facts) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("content", [b"y,n,c", b"y,n,c\n", b"y,n,c\n\n\n", b"y,n,c\r\n"])
+def test_a_file_without_rows_is_no_error(tmp_path: Path, content: bytes) -> None:
+    assert categories(write(tmp_path / "a.csv", content)) == []
+
+
+def test_an_empty_file_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="no column 'y'"):
+        check_columns(write(tmp_path / "a.csv", b""), schema(), COLUMNS)
+
+
+LINES = [b'1,2,"a,1"', b"0,3,b", b'1,4,"say ""hi"""', b'0,5,5" screen', b'1,6,"closed"tail', b"0,7,"]
+VALUES = [b"a,1", b"b", b'say "hi"', b'5" screen', b"closedtail", None]
+ODD = {
+    "too few cells": b"1,2",
+    "too many cells": b"1,2,a,b",
+    "an open quote": b'1,2,"a',
+    "an open quote after a closed one": b'1,2,"a"",b',
+    "an open quote in the first cell": b'"1,2,a',
+    "a quote opened after a line feed": b'1,2,a\r"b,c',
+    "a mid-cell quote and an open one": b'1,x"y,"a',
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("block_bytes", [1 << 24, 7], ids=["one block", "blocks of 7 bytes"])
+def test_an_odd_line_changes_no_other_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: bytes, end: bytes, block_bytes: int
+) -> None:
+    """A fixed bug: a quote that one line left open swallowed the rows that followed, whoever owned them."""
+    monkeypatch.setattr(reader, "_BLOCK_BYTES", block_bytes)
+    assert categories(write(tmp_path / "a.csv", end.join([b"y,n,c", *LINES]))) == VALUES
+    for position in range(len(LINES) + 1):
+        lines = [b"y,n,c", *LINES[:position], odd, *LINES[position:]]
+        assert categories(write(tmp_path / "a.csv", end.join(lines) + end)) == VALUES
+
+
+@pytest.mark.parametrize("odd", [one for name, one in ODD.items() if name != "nothing"])
+def test_an_odd_line_in_public_data_is_one_clear_line(tmp_path: Path, odd: bytes) -> None:
+    file = write(tmp_path / "a.csv", b"\n".join([b"y,n,c", *LINES, odd, b""]))
+    assert refusal(file, schema(public=True)).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("content", [b"garbage", gzip.compress(b"y,n,c\n" + bytes(range(33, 120)) * 9000)[:-200]])
+def test_a_damaged_file_is_one_clear_line_that_shows_no_row(tmp_path: Path, content: bytes) -> None:
+    for name in ("a.csv.gz", "a.parquet"):
+        (tmp_path / name).write_bytes(content)
+        assert refusal(tmp_path / name).startswith(str(tmp_path / name))
+
+
+def test_damage_inside_a_parquet_file_is_one_clear_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    names = [f"name {number}" for number in range(10_000)]
+    pq.write_table(pa.table({"y": [1] * 10_000, "n": [2] * 10_000, "c": names}), file)
+    content = bytearray(file.read_bytes())
+    content[10:-4000] = b"\xff" * len(content[10:-4000])
+    file.write_bytes(content)
+    check_columns(file, schema(), COLUMNS)
+    assert refusal(file) == f"{file}: cannot be read as Parquet"
+
+
+def test_a_missing_text_is_missing_quoted_or_not(tmp_path: Path) -> None:
+    lines = b'y,n,c\n1,2,NA\n1,2,"NA"\n1,2,""\n1,2,null\n1,2,"None"\n1,2,nan\n1,2,x\n'
+    assert categories(write(tmp_path / "a.csv", lines)) == [None] * 6 + [b"x"]

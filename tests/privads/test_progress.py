@@ -1,0 +1,44 @@
+"""Progress shows steps, cost and time left; nothing that rows could change."""
+
+import io
+import re
+import sys
+
+import pytest
+
+from privads import progress
+from privads.training.plan import TrainPlan
+from tests.privads.training.helpers import small_plan
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_terminal_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress.bar([1, 2, 3], small_plan())) == [1, 2, 3]  # type: ignore[list-item]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_steps_and_epsilon_are_shown_with_its_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, plan = Terminal(), small_plan()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    assert list(progress.bar(range(10), plan)) == list(range(10))  # type: ignore[arg-type]
+    shown = terminal.getvalue()
+    assert "10/10" in shown
+    assert re.search(r"epsilon <= 5\.00 \(delta 1e-05, user, add/remove", shown)
+
+
+def test_epsilon_so_far_grows_to_the_plans_and_never_past_its_budget() -> None:
+    plan = small_plan()
+    values = [float(progress.spent_after(plan, steps).split()[2]) for steps in (0, 1, 5, 10)]
+    assert values[0] == 0
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(plan.spent.upper, abs=0.01)
+
+
+def test_a_run_without_privacy_shows_no_epsilon() -> None:
+    assert progress.spent_after(TrainPlan.without_privacy(population=10), 1) == "NOT PRIVATE"

@@ -1,0 +1,336 @@
+"""The engine: its order of doing things, its protocol, and the law of what it releases."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from accounting.budget import BudgetExceeded
+from accounting.ledger import Ledger
+from privads.batch import Batch
+from privads.logs.logs import Logs
+from privads.models import DCN, Logistic, losses
+from privads.training.clipping import UnitGradients, UnsupportedModel
+from privads.training.engine import PrivateEngine
+from privads.training.optimizer import PlanOptimizer
+from privads.training.plan import TrainPlan
+from tests.privads.training.helpers import logs, new_ledger, schema, small_plan
+
+ALPHA = 1e-6
+
+
+class SpiedLogs(Logs):
+    """Notes when its rows are first read."""
+
+    events: list[str]
+
+    @property
+    def units(self) -> np.ndarray:
+        self.events.append("rows read")
+        return super().units
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Logs:
+    return logs(tmp_path)
+
+
+def started(
+    log: Logs, plan: TrainPlan, *, model: nn.Module | None = None, lr: float = 1.0, **settings: object
+) -> tuple[PrivateEngine, nn.Module, PlanOptimizer, object]:
+    engine = PrivateEngine(plan, **settings)  # type: ignore[arg-type]
+    chosen = Logistic(log.schema) if model is None else model
+    inner = torch.optim.SGD(chosen.parameters(), lr=lr)
+    return (engine, *engine.make_private(chosen, inner, log, loss=losses.per_row))
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([one.detach().flatten().clone() for one in model.parameters()])
+
+
+# The order: check, charge, open
+
+
+def test_the_ledger_is_charged_before_the_first_row_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logs(tmp_path, public=False)
+    spied = SpiedLogs(log.path, log.schema)
+    spied.events = events = []
+    ledger = new_ledger(tmp_path)
+    for name in ("reserve", "open_rows"):
+        original = getattr(Ledger, name)
+        monkeypatch.setattr(Ledger, name, lambda *a, _n=name, _o=original, **k: (events.append(_n), _o(*a, **k))[1])
+    started(spied, small_plan(), ledger=ledger)
+    assert events[:3] == ["reserve", "open_rows", "rows read"]
+
+
+def test_a_run_over_budget_is_refused_before_a_row_is_read(tmp_path: Path) -> None:
+    log = logs(tmp_path, public=False)
+    spied = SpiedLogs(log.path, log.schema)
+    spied.events = []
+    ledger = new_ledger(tmp_path, epsilon=4.0)
+    with pytest.raises(BudgetExceeded):
+        started(spied, small_plan(epsilon=5.0), ledger=ledger)
+    assert spied.events == []
+    assert ledger.balance("small").spent_epsilon == 0
+
+
+def test_a_charge_stays_when_the_loop_fails(tmp_path: Path) -> None:
+    log, ledger = logs(tmp_path, public=False), new_ledger(tmp_path)
+    _, _, _, batches = started(log, small_plan(), ledger=ledger)
+    next(iter(batches))  # and then the process dies
+    balance = ledger.balance("small")
+    assert 4.9 < balance.spent_epsilon <= 5.0
+    assert balance.open_entries == 1
+    assert ledger.history("small")[0].state == "opened"
+
+
+def test_a_finished_run_is_committed_with_its_whole_event(tmp_path: Path) -> None:
+    log, ledger, plan = logs(tmp_path, public=False), new_ledger(tmp_path), small_plan()
+    engine, model, optimizer, batches = started(log, plan, ledger=ledger)
+    for batch in batches:
+        engine.backward(losses.per_row(model(batch), batch))
+        optimizer.step()
+    engine.finish()
+    entry = ledger.history("small")[0]
+    assert entry.state == "committed"
+    assert f'"count":{plan.steps}' in entry.event
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"public": False, "ledger": None}, "needs its ledger"),
+        ({"public": False, "insecure_seed": 1}, "insecure_seed is refused"),
+        ({"public": False, "private": False}, "is not public"),
+        ({"unit": "session"}, "unit must be 'example' or 'user'"),
+        ({"path": "nowhere.parquet"}, "no such file"),
+    ],
+)
+def test_what_is_refused_is_refused_before_anything_is_spent(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    public = bool(change.get("public", True))
+    log = logs(tmp_path, public=public)
+    if "path" in change:
+        log = Logs(str(change["path"]), log.schema)
+    ledger = new_ledger(tmp_path)
+    plan = small_plan(unit=str(change.get("unit", "user")))
+    if not change.get("private", True):
+        plan = TrainPlan.without_privacy(population=400, unit="user")
+    with pytest.raises(ValueError, match=message):
+        started(
+            log,
+            plan,
+            ledger=None if "ledger" in change else ledger,
+            insecure_seed=change.get("insecure_seed"),
+        )
+    assert ledger.history("small") == []
+
+
+def test_an_optimizer_with_foreign_parameters_is_refused(log: Logs) -> None:
+    engine, model = PrivateEngine(small_plan()), Logistic(log.schema)
+    stranger = nn.Parameter(torch.zeros(3))
+    with pytest.raises(UnsupportedModel, match="the optimizer must hold parameters of the model"):
+        engine.make_private(model, torch.optim.SGD([*model.parameters(), stranger], lr=1.0), log)
+
+
+# The protocol
+
+
+def test_the_batches_are_the_plans_steps_and_can_be_read_once(log: Logs) -> None:
+    engine, model, optimizer, batches = started(log, small_plan(steps=7))
+    assert len(batches) == 7
+    seen = 0
+    for batch in batches:
+        engine.backward(losses.per_row(model(batch), batch))
+        optimizer.step()
+        seen += 1
+    assert seen == 7
+    with pytest.raises(RuntimeError, match="can be read once"):
+        iter(batches)
+
+
+def test_backward_twice_for_one_batch_raises(log: Logs) -> None:
+    engine, model, _, batches = started(log, small_plan())
+    batch = next(iter(batches))
+    engine.backward(losses.per_row(model(batch), batch))
+    with pytest.raises(RuntimeError, match="once for each batch"):
+        engine.backward(losses.per_row(model(batch), batch))
+
+
+def test_a_step_without_backward_or_a_second_step_raises(log: Logs) -> None:
+    engine, model, optimizer, batches = started(log, small_plan())
+    batch = next(iter(batches))
+    with pytest.raises(RuntimeError, match="comes once for each batch"):
+        optimizer.step()
+    engine.backward(losses.per_row(model(batch), batch))
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="comes once for each batch"):
+        optimizer.step()
+
+
+def test_skipping_a_batch_raises_because_skipping_would_be_a_choice_made_by_private_rows(log: Logs) -> None:
+    _, _, _, batches = started(log, small_plan())
+    source = iter(batches)
+    next(source)
+    with pytest.raises(RuntimeError, match=r"engine.backward\(loss\) and then optimizer.step"):
+        next(source)
+
+
+@pytest.mark.parametrize("shape", [lambda x: x.mean(), lambda x: x[:, None], lambda x: x[:-1]])
+def test_a_loss_of_another_shape_than_rows_is_refused(log: Logs, shape: Callable[[Tensor], Tensor]) -> None:
+    engine, model, _, batches = started(log, small_plan())
+    batch = next(iter(batches))
+    with pytest.raises(ValueError, match=r"loss must have shape \(\d+,\)"):
+        engine.backward(shape(losses.per_row(model(batch), batch)))
+
+
+def test_the_model_is_plain_again_after_finish(log: Logs) -> None:
+    engine, model, _, _ = started(log, small_plan())
+    run = engine.finish()
+    assert run.model is model
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not model.training
+
+
+def test_an_engine_serves_one_run(log: Logs) -> None:
+    engine, model, _, _ = started(log, small_plan())
+    with pytest.raises(RuntimeError, match="called once"):
+        engine.make_private(model, torch.optim.SGD(model.parameters(), lr=1.0), log)
+
+
+# What a step releases
+
+
+def one_step(log: Logs, plan: TrainPlan, model: nn.Module, seed: int | None = None) -> Tensor:
+    """The change of the weights in one step with learning rate 1."""
+    engine, model, optimizer, batches = started(log, plan, model=model, insecure_seed=seed)
+    before = weights(model)
+    batch = next(iter(batches))
+    engine.backward(losses.per_row(model(batch), batch))
+    optimizer.step()
+    return before - weights(model)
+
+
+def noise_is_right(folder: Path, plan: TrainPlan, scale: float = 1.0) -> bool:
+    """Zero gradients leave noise of std noise_multiplier clip_norm / batch: chi-square at ALPHA, over 20,000 samples
+    (a 5 % error of the std is missed with probability below 1e-6)."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 20_000, bias=False)
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            return {"click": 0.0 * self.layer(batch.dense).sum(1)}
+
+    values = one_step(logs(folder), plan, Wide()).numpy().astype(float) * scale
+    noise_std = plan.noise_multiplier * plan.clip_norm / plan.batch
+    statistic = (values**2).sum() / noise_std**2
+    return bool(stats.chi2.ppf(ALPHA / 2, len(values)) < statistic < stats.chi2.isf(ALPHA / 2, len(values)))
+
+
+def test_noise_has_the_plans_std_divided_by_the_public_batch(tmp_path: Path) -> None:
+    assert noise_is_right(tmp_path, small_plan(clip_norm=0.7))
+
+
+@pytest.mark.parametrize("fault", [0.5, 0.95, 1.05])
+def test_wrong_noise_is_seen(tmp_path: Path, fault: float) -> None:
+    assert not noise_is_right(tmp_path, small_plan(clip_norm=0.7), scale=fault)
+
+
+def test_every_parameter_gets_noise_also_where_no_row_went(log: Logs) -> None:
+    model = DCN(log.schema)
+    change = one_step(log, small_plan(), model)
+    assert (change != 0).all()
+
+
+def test_an_empty_draw_still_adds_noise(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan()
+    engine, model, optimizer, batches = started(log, plan)
+    monkeypatch.setattr(engine._sampler, "draw", _empty_draw)
+    before = weights(model)
+    batch = next(iter(batches))
+    assert batch.rows == 1
+    assert float(batch.weights.sum()) == 0.0
+    engine.backward(losses.per_row(model(batch), batch) + 5.0 * weights_of(model).sum())
+    optimizer.step()
+    change = weights(model) - before
+    assert (change != 0).all()
+    assert float(change.abs().max()) < 10 * plan.noise_multiplier * plan.clip_norm / plan.batch
+
+
+def weights_of(model: nn.Module) -> Tensor:
+    return torch.cat([one.flatten() for one in model.parameters()])
+
+
+def _empty_draw() -> object:
+    from privads.training.sampling import Draw
+
+    none = np.zeros(0, dtype=np.int64)
+    return Draw(row_numbers=none, owners=none, units=0)
+
+
+def test_the_divisor_is_the_plans_batch_and_not_the_drawn_one(log: Logs) -> None:
+    # The same weights and a noise-free twin: doubling the population halves q, but the divisor stays plan.batch
+    twin = TrainPlan.without_privacy(population=400, unit="user", batch=400, epochs=1, rows_per_unit=5)
+    change = one_step(log, twin, Logistic(log.schema))
+    batch = log.take(np.arange(len(log.units)))
+    model = Logistic(log.schema)
+    total = torch.autograd.grad(losses.per_row(model(batch), batch).sum(), list(model.parameters()))
+    expected = torch.cat([one.flatten() for one in total]) / 400
+    assert torch.allclose(change, expected, atol=1e-6)
+
+
+def test_one_unit_moves_a_step_by_at_most_the_clip_norm_over_the_batch(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    path = Path(logs(tmp_path).path)
+    table = pyarrow.parquet.read_table(path)
+    without = tmp_path / "without.parquet"
+    keep = np.array([user != "u7" for user in table["user"].to_pylist()])
+    pyarrow.parquet.write_table(table.filter(keep), without)
+    plan = small_plan(clip_norm=0.05)
+    sums = []
+    for file in (path, without):
+        log = Logs(file, schema())
+        model = Logistic(log.schema)
+        gradients, batch = UnitGradients(model), log.take(np.arange(len(log.units)))
+        owners = torch.from_numpy(log.units)
+        found = gradients.clipped_sums(
+            losses.per_row(model(batch), batch), owners, units=int(owners.max()) + 1, clip_norm=plan.clip_norm
+        )
+        sums.append(torch.cat([found[p].flatten() for p in model.parameters()]))
+    moved = float((sums[0] - sums[1]).norm())
+    assert 0.9 * plan.clip_norm < moved <= plan.clip_norm * (1 + 1e-5)
+
+
+def test_an_insecure_seed_repeats_a_run_and_its_absence_does_not(log: Logs) -> None:
+    plan = small_plan()
+    assert torch.equal(*(one_step(log, plan, Logistic(log.schema), seed=3) for _ in range(2)))
+    assert not torch.equal(*(one_step(log, plan, Logistic(log.schema)) for _ in range(2)))
+
+
+def test_the_released_weights_are_the_mean_of_the_last_iterates(log: Logs) -> None:
+    engine, model, optimizer, batches = started(log, small_plan(steps=8, averaging=0.5))
+    iterates = []
+    for batch in batches:
+        engine.backward(losses.per_row(model(batch), batch))
+        optimizer.step()
+        iterates.append(weights(model))
+    engine.finish()
+    assert torch.allclose(weights(model), torch.stack(iterates[4:]).mean(0), atol=1e-6)
+
+
+def test_without_averaging_the_last_iterate_is_released(log: Logs) -> None:
+    engine, model, optimizer, batches = started(log, small_plan(steps=4, averaging=0.0))
+    for batch in batches:
+        engine.backward(losses.per_row(model(batch), batch))
+        optimizer.step()
+    last = weights(model)
+    engine.finish()
+    assert torch.equal(weights(model), last)

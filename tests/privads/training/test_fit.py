@@ -1,0 +1,150 @@
+"""`fit` from logs to a run: it learns, its report is honest, and it shows nothing on the way."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privads.batch import Batch
+from privads.logs.logs import Logs
+from privads.models import DCN, Logistic, losses
+from privads.training.clipping import UnsupportedModel
+from privads.training.defaults import sgd_step
+from privads.training.engine import PrivateEngine
+from privads.training.fit import fit
+from privads.training.plan import TrainPlan
+from privads.training.run import Run
+from tests.privads.training.helpers import logs, new_ledger, small_plan
+
+
+def without_privacy(steps: int = 200) -> TrainPlan:
+    return TrainPlan.without_privacy(population=400, unit="user", batch=80, epochs=steps / 5)
+
+
+@pytest.mark.parametrize("make", [Logistic, DCN])
+def test_a_model_learns_what_there_is_to_learn(tmp_path: Path, make: type[nn.Module]) -> None:
+    train, test = logs(tmp_path).split(test_fraction=0.3)
+    torch.manual_seed(0)
+    run = fit(make(train.schema), train, without_privacy(), test=test)
+    # the planted log-odds have an AUC of about 0.7; chance is 0.5 with a standard error of 0.03 on 350 rows
+    assert run.metrics["click"].auc.value > 0.6
+    assert 0.7 < run.metrics["click"].calibration.value < 1.4
+
+
+def test_several_labels_train_in_one_batch(tmp_path: Path) -> None:
+    train, test = logs(tmp_path, tasks={"click": "click", "buy": "buy"}).split(test_fraction=0.3)
+    run = fit(Logistic(train.schema), train, without_privacy(50), test=test)
+    assert set(run.metrics) == {"click", "buy"}
+    predicted = run.predict(test)
+    assert predicted["buy"].mean() < predicted["click"].mean()
+    assert "buy: AUC" in str(run)
+
+
+def test_the_report_of_a_private_run_says_what_was_done(tmp_path: Path) -> None:
+    train, test = logs(tmp_path, public=False).split(test_fraction=0.3)
+    plan = small_plan()
+    run = fit(Logistic(train.schema), train, plan, ledger=new_ledger(tmp_path), test=test, seed=11)
+    report = run.report()
+    assert report.verdict == "private"
+    assert report.guarantee is not None
+    assert report.guarantee.epsilon == plan.spent.upper <= 5.0
+    assert (report.guarantee.unit, report.guarantee.unit_columns) == ("user", ("user",))
+    assert report.guarantee.epsilon_without_amplification is not None
+    assert report.guarantee.epsilon_without_amplification > report.guarantee.epsilon
+    assert [point.delta for point in report.guarantee.profile] == [1e-5, 1e-6, 1e-7]
+    assert report.mechanism.steps == plan.steps
+    assert report.mechanism.noise_multiplier == plan.noise_multiplier
+    assert report.run.seed == 11
+    assert "os.urandom" in report.mechanism.randomness
+    assert report.budget is not None
+    assert report.budget.left_epsilon == pytest.approx(20 - plan.spent.upper, abs=1e-8)
+    assert any("held-out rows without noise" in line for line in report.not_covered)
+    assert report.from_json(report.to_json()) == report
+
+
+def test_metrics_on_public_rows_need_no_warning(tmp_path: Path) -> None:
+    train, test = logs(tmp_path).split(test_fraction=0.3)
+    report = fit(Logistic(train.schema), train, small_plan(), test=test).report()
+    assert not any("held-out" in line for line in report.not_covered)
+    assert "public data" in report.headline
+
+
+def test_a_run_without_privacy_says_so(tmp_path: Path) -> None:
+    report = fit(Logistic(logs(tmp_path).schema), logs(tmp_path), without_privacy(5)).report()
+    assert report.verdict == "not private"
+    assert report.headline.startswith("NOT PRIVATE")
+    assert report.guarantee is None
+
+
+def test_an_insecure_seed_is_in_the_headline(tmp_path: Path) -> None:
+    log = logs(tmp_path)
+    assert "WHO KNOWS THE SEED" in fit(Logistic(log.schema), log, small_plan(), insecure_seed=4).report().headline
+
+
+def own_loop(log: Logs, steps: int | None = None) -> Run:
+    plan, model = small_plan(), Logistic(log.schema)
+    engine = PrivateEngine(plan)
+    model, optimizer, batches = engine.make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), log)
+    for number, batch in enumerate(batches, start=1):
+        engine.backward(losses.per_row(model(batch), batch))
+        optimizer.step()
+        if number == steps:
+            break
+    return engine.finish()
+
+
+def test_what_a_loop_of_ones_own_shows_is_an_asserted_assumption(tmp_path: Path) -> None:
+    report = own_loop(logs(tmp_path)).report()
+    assert report.verdict == "conditional"
+    assert len(report.with_status("asserted")) == 2  # what the loop shows, and what its loss does
+    assert "rests on 2 asserted assumptions" in report.headline
+
+
+def test_stopping_early_is_charged_in_full_and_asserted(tmp_path: Path) -> None:
+    report = own_loop(logs(tmp_path), steps=3).report()
+    assert report.mechanism.steps == 10
+    assert any("ended after 3 of 10 steps" in text for text in report.with_status("asserted"))
+
+
+def test_a_model_that_mixes_rows_spends_nothing(tmp_path: Path) -> None:
+    class Centered(Logistic):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            return {task: logit - logit.mean() for task, logit in super().forward(batch).items()}
+
+    log, ledger = logs(tmp_path, public=False), new_ledger(tmp_path)
+    with pytest.raises(UnsupportedModel, match="Centered"):
+        fit(Centered(log.schema), log, small_plan(), ledger=ledger)
+    assert ledger.history("small") == []
+
+
+def test_a_missing_test_file_spends_nothing(tmp_path: Path) -> None:
+    log, ledger = logs(tmp_path, public=False), new_ledger(tmp_path)
+    with pytest.raises(ValueError, match="no such file"):
+        fit(Logistic(log.schema), log, small_plan(), ledger=ledger, test=Logs("nowhere.csv", log.schema))
+    assert ledger.history("small") == []
+
+
+def test_fit_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = logs(tmp_path)
+    fit(Logistic(log.schema), log, small_plan())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_predictions_are_the_models_probabilities_row_by_row(tmp_path: Path) -> None:
+    log = logs(tmp_path)
+    run = fit(Logistic(log.schema), log, small_plan())
+    batch = log.take(np.arange(len(log.units)))
+    with torch.no_grad():
+        expected = 1 / (1 + np.exp(-run.model(batch)["click"].double().numpy()))
+    np.testing.assert_allclose(run.predict(log)["click"], expected, rtol=1e-6)
+
+
+def test_the_default_step_bounds_the_noise_in_a_logit() -> None:
+    # eta / (1 - m) steps of noise: noise_std sqrt(steps) eta / (1 - m) = 0.5 where the stability bound does not bind
+    plan = small_plan(epsilon=1.0)
+    noise_std = plan.noise_multiplier * plan.clip_norm / plan.batch
+    assert sgd_step(plan) / 0.1 * noise_std * plan.steps**0.5 == pytest.approx(0.5)
+    easy = TrainPlan.without_privacy(population=10**6, batch=1000, epochs=1)
+    assert sgd_step(easy) == pytest.approx(12.0)

@@ -1,0 +1,129 @@
+"""One record must not enter another's gradient: what mixes rows is refused by name, before private rows are read."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from privads.batch import Batch
+from privads.models import DCN, Logistic, losses
+from privads.training.clipping import UnitGradients, UnsupportedModel
+from privads.training.probe import probe
+from tests.privads.training.helpers import schema
+
+SCHEMA = schema()
+
+
+def probed(model: nn.Module, loss: Callable[[Mapping[str, Tensor], Batch], Tensor] | None = losses.per_row) -> None:
+    model.train()
+    gradients = UnitGradients(model)
+    try:
+        probe(model, loss, SCHEMA, gradients)
+    finally:
+        gradients.cleanup()
+
+
+class Small(nn.Module):
+    """A linear model on the dense column, with a place to mix rows."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.layer, self.mix = nn.Linear(1, 1), mix
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"click": self.mix(self.layer(batch.dense).squeeze(1))}
+
+
+@pytest.mark.parametrize("make", [Logistic, DCN])
+def test_the_librarys_models_pass(make: Callable[..., nn.Module]) -> None:
+    probed(make(SCHEMA))
+
+
+def test_dropout_passes() -> None:
+    class Dropped(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            return {"click": self.dropout(self.layer(batch.dense)).squeeze(1)}
+
+    model = Dropped()
+    probed(model)
+    assert model.dropout.training
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        pytest.param(lambda x: x - x.mean(), id="batch statistics"),
+        pytest.param(lambda x: x - x.detach().mean(), id="detached batch statistics"),
+        pytest.param(lambda x: x / len(x), id="divided by the batch's size"),
+        pytest.param(lambda x: torch.log_softmax(x, 0), id="in-batch negatives"),
+        pytest.param(lambda x: x.cumsum(0).flip(0), id="a row sees others"),
+        pytest.param(lambda x: x * (x.max() > 0).float() + x.max() * 1e-2, id="batch maximum"),
+    ],
+)
+def test_a_model_that_mixes_rows_is_refused_by_name(mix: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(UnsupportedModel, match="Small"):
+        probed(Small(mix))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda loss: loss / len(loss), id="a mean over the batch, row by row"),
+        pytest.param(lambda loss: loss - loss.mean(), id="a baseline from the batch"),
+        pytest.param(lambda loss: loss * loss.detach() / loss.detach().max(), id="weights from the batch"),
+    ],
+)
+def test_a_loss_that_mixes_rows_is_refused(spoil: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(UnsupportedModel, match="its loss mixes rows"):
+        probed(Small(), lambda outputs, batch: spoil(losses.per_row(outputs, batch)))
+
+
+def test_a_loss_divided_by_the_observed_labels_is_refused() -> None:
+    def per_observed(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        return losses.per_row(outputs, batch) / batch.observed["click"].sum()
+
+    with pytest.raises(UnsupportedModel, match="mixes rows"):
+        probed(Small(), per_observed)
+
+
+def test_a_mean_loss_is_refused_for_its_shape() -> None:
+    with pytest.raises(ValueError, match="one number per row"):
+        probed(
+            Small(), lambda outputs, batch: F.binary_cross_entropy_with_logits(outputs["click"], batch.labels["click"])
+        )
+
+
+def test_a_parameter_used_behind_its_layers_back_is_refused_by_name() -> None:
+    class Behind(Small):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            return {"click": (self.layer(batch.dense) + batch.dense @ self.layer.weight.T).squeeze(1)}
+
+    with pytest.raises(UnsupportedModel, match=r"layer\.weight"):
+        probed(Behind())
+
+
+def test_a_parameter_outside_any_layer_is_refused() -> None:
+    class Bare(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            return {"click": self.layer(batch.dense).squeeze(1) + self.bias}
+
+    with pytest.raises((UnsupportedModel, ValueError), match=r"Bare|parameters of its own"):
+        probed(Bare())
+
+
+def test_the_probe_leaves_torchs_randomness_and_the_weights_alone() -> None:
+    model = DCN(SCHEMA)
+    before, state = [one.clone() for one in model.parameters()], torch.random.get_rng_state()
+    probed(model)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

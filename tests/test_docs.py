@@ -1,0 +1,42 @@
+"""The pages name every key there is, and the defaults they state are the code's."""
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from privads.job import DataTable, LedgerTable, ModelTable, PlanTable, RunTable
+from privads.logs.schema import Schema, known_formats
+from privads.models import MODELS
+from privads.training import defaults, plan
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+def keys(table: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in table.model_fields.items()]
+
+
+def test_the_page_names_every_key_of_a_run_file() -> None:
+    tables = {"data": DataTable, "ledger": LedgerTable, "model": ModelTable, "plan": PlanTable, "run": RunTable}
+    for name, table in tables.items():
+        for key in keys(table):
+            assert f"`{name}.{key}`" in PAGE, f"{name}.{key}"
+
+
+def test_the_page_names_every_key_of_a_schema() -> None:
+    for key in keys(Schema):
+        assert f"| `{key}` |" in PAGE, key
+
+
+def test_the_page_names_every_format_and_model() -> None:
+    for name in (*known_formats(), *MODELS):
+        assert f"`{name}`" in PAGE, name
+
+
+def test_the_page_states_the_codes_defaults() -> None:
+    assert f"| {plan.CLIP_NORM} |" in PAGE
+    assert f"| {plan.AVERAGING} |" in PAGE
+    assert f"else {plan.ROWS_PER_UNIT} |" in PAGE
+    assert f"min(population / 5, {plan.LARGEST_DEFAULT_BATCH})" in PAGE
+    step = f"{1 - defaults.MOMENTUM:.1f} min({defaults.LOGIT_NOISE} / (noise std √steps), {defaults.STABLE_STEP:.0f})"
+    assert step in PAGE
