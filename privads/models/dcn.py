@@ -18,11 +18,12 @@ stays small in the logit, so the same clip norm and step serve both models.
 class DCN(nn.Module):
     """Deep and cross network, version 2, crosses beside a tower (Wang et al. 2021, arXiv 2008.13535, figure 1 b).
 
-    ``x_0 = [embeddings, x] / sqrt(fields)``, ``x_{l+1} = x_0 * s (W_l x_l + b_l) + x_l`` and
-    ``logit_t = (b_t + sum of x_L's embedding part sqrt(fields / dim)) / sqrt(fields) + s u_t . [x_L, tower(x_0)]``.
-    Crosses and head start at 0, so that the network starts as the logistic regression it contains.
-    dim: width of an embedding. crosses: cross layers. tower: widths of the hidden layers, none by default.
-    Shapes: embeddings (rows, fields, dim), dense (rows, numeric), x_0 (rows, fields * dim + numeric), logit (rows,).
+    ``x_0 = [e, x] / sqrt(fields)``, ``x_{l+1} = x_0 * s (W_l x_l + b_l) + x_l``, and for task t
+    ``logit_t = 1_t . x_L / sqrt(dim) + v_t . [x, 1] / sqrt(fields) + s u_t . [x_L, tower(x_0)]``,
+    where s = SCALE and 1_t adds up task t's part of the embeddings. Crosses, u and v start at 0, so that the network
+    starts as the logistic regression it contains.
+    dim: width of an embedding for each task. crosses: cross layers. tower: widths of the hidden layers (default: none).
+    Shapes: e (rows, fields * tasks * dim), x (rows, numeric), x_l (rows, width of both), logit (rows,).
     """
 
     def __init__(self, schema: Schema, *, dim: int = 4, crosses: int = 2, tower: tuple[int, ...] = ()) -> None:
@@ -30,11 +31,11 @@ class DCN(nn.Module):
         if dim < 1 or crosses < 0 or any(width < 1 for width in tower):
             raise ValueError(f"a DCN needs positive widths, got dim {dim}, crosses {crosses}, tower {tower}")
         buckets = [field.buckets for field in schema.categorical.values()]
-        self.tasks, self.scale = schema.tasks, schema.fields**-0.5
+        self.tasks, self.dim, self.scale = schema.tasks, dim, schema.fields**-0.5
         self.settings = {"dim": dim, "crosses": crosses, "tower": list(tower)}
-        self.embedded, self.wide = len(buckets) * dim, dim**-0.5
+        self.embedded = len(buckets) * len(schema.tasks) * dim
         width = self.embedded + len(schema.numeric)
-        self.table = FusedTable(buckets, dim, init_std=SCALE)
+        self.table = FusedTable(buckets, len(schema.tasks) * dim, init_std=SCALE)
         self.cross = Cross(width, crosses, scale=SCALE)
         self.tower = Tower((width, *tower)) if tower else None
         self.head = nn.Linear(width + (tower[-1] if tower else 0), len(schema.tasks), bias=False)
@@ -47,8 +48,9 @@ class DCN(nn.Module):
         embedded = self.table(batch.ids, batch.offsets).reshape(batch.rows, self.embedded)
         x0 = self.scale * torch.cat([embedded, batch.dense], dim=1)
         x = self.cross(x0)
-        deep = x if self.tower is None else torch.cat([x, self.tower(x0)], dim=1)
+        parts = x[:, : self.embedded].reshape(batch.rows, self.table.fields, len(self.tasks), self.dim)
+        wide = self.dim**-0.5 * parts.sum(dim=(1, 3))  # (rows, tasks)
         inputs = self.scale * torch.cat([batch.dense, torch.ones_like(batch.weights)[:, None]], dim=1)
-        wide = x[:, : self.embedded].sum(dim=1, keepdim=True) * self.wide  # (rows, 1)
+        deep = x if self.tower is None else torch.cat([x, self.tower(x0)], dim=1)
         logits = wide + self.linear(inputs) + SCALE * self.head(deep)  # (rows, tasks)
         return {task: logits[:, t] for t, task in enumerate(self.tasks)}

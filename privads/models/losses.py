@@ -25,9 +25,7 @@ def per_row(outputs: Mapping[str, Tensor], batch: Batch, task_weights: Mapping[s
             raise ValueError(
                 f"logits of {task!r} must have shape {tuple(batch.weights.shape)}, got {tuple(logits.shape)}"
             )
-        label = torch.where(
-            batch.observed[task], batch.labels[task], 0.0
-        )  # what stands for an unknown label may be NaN
+        label = torch.where(batch.observed[task], batch.labels[task], 0.0)  # an unknown one may be NaN
         loss = F.binary_cross_entropy_with_logits(logits, label, reduction="none")
         weight = 1.0 if task_weights is None else task_weights.get(task, 1.0)
         total = total + torch.where(batch.observed[task], weight * loss, 0.0)

@@ -16,14 +16,14 @@ WARM_UP = 0.25
 """The share of the steps over which the step grows to its full size. Where conversions are rare, full steps from the
 start would carry the first predictions, of one half, far below the base rate, and momentum would keep them there."""
 
-LOGIT_NOISE = 0.5
-"""The standard deviation that privacy noise may give the last iterate's logit, for a row of length 1."""
+LOGIT_NOISE = 0.7
+"""The standard deviation that privacy noise at full step may give the last iterate's logit, for a row of length 1."""
 
 STABLE_STEP = 120.0
 """Largest step of `Logistic`: heavy-ball descent on its loss (curvature at most (1 + 1/fields) / 4) is stable below."""
 
-UNAMPLIFIED_EQUIVALENT = 2.0
-"""Without privacy the step is the one that noise of this Gaussian privacy level (mu-GDP) would allow."""
+EQUIVALENT_REACH = 1.0
+"""Without privacy the step is about the one that a very large epsilon would allow (Gaussian privacy of mu = 2)."""
 
 
 def default_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.Optimizer:
@@ -39,7 +39,7 @@ def default_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.Optimize
 
 
 def warm_up(optimizer: torch.optim.Optimizer, plan: TrainPlan) -> torch.optim.lr_scheduler.LambdaLR:
-    """Returns the default optimizer's schedule: step number t = 1, 2, ... has size ``min(1, t / (WARM_UP steps)) eta``."""
+    """Returns the default optimizer's schedule: step t = 1, 2, ... has size ``min(1, t / (WARM_UP steps)) eta``."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / (WARM_UP * plan.steps)))
 
 
@@ -49,5 +49,5 @@ def sgd_step(plan: TrainPlan) -> float:
         noise_std = plan.noise_multiplier * plan.clip_norm / plan.batch
         reach = LOGIT_NOISE / (noise_std * math.sqrt(plan.steps))
     else:
-        reach = LOGIT_NOISE * UNAMPLIFIED_EQUIVALENT * plan.population / plan.steps
+        reach = EQUIVALENT_REACH * plan.population / plan.steps
     return (1 - MOMENTUM) * min(reach, STABLE_STEP)

@@ -59,3 +59,32 @@ def test_each_task_learns_its_own_label() -> None:
 def test_sizes_that_make_no_model_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="a DCN needs positive widths"):
         DCN(schema(), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("facts", SCHEMAS.values(), ids=SCHEMAS)
+def test_the_logits_are_the_docstrings_formula(facts: Schema) -> None:
+    torch.manual_seed(3)
+    model, batch, dim = DCN(facts, dim=2, crosses=2, tower=(5,)), random_batch(facts, 6), 2
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    value = {name: one.detach().double().numpy() for name, one in model.named_parameters()}
+    tasks, fields, root = len(facts.tasks), len(facts.categorical), facts.fields**-0.5
+    ids, offsets = batch.ids.numpy(), batch.offsets.numpy()
+    for row in range(batch.rows):
+        bags = [ids[offsets[row * fields + f] : offsets[row * fields + f + 1]] for f in range(fields)]
+        embedded = [value["table.weight"][bag].sum(0) for bag in bags]  # each (tasks * dim,)
+        dense = batch.dense[row].double().numpy()
+        x0 = root * np.concatenate([*embedded, dense])
+        x = x0
+        for layer in range(2):
+            weight, bias = value[f"cross.layers.{layer}.weight"], value[f"cross.layers.{layer}.bias"]
+            x = x0 * 0.1 * (weight @ x + bias) + x
+        hidden = np.maximum(value["tower.0.weight"] @ x0 + value["tower.0.bias"], 0)
+        for t, task in enumerate(facts.tasks):
+            own = [f * tasks * dim + t * dim + d for f in range(fields) for d in range(dim)]
+            expected = (
+                x[own].sum() / dim**0.5
+                + root * value["linear.weight"][t] @ np.append(dense, 1.0)
+                + 0.1 * value["head.weight"][t] @ np.concatenate([x, hidden])
+            )
+            assert float(model(batch)[task][row].detach()) == pytest.approx(expected, rel=1e-4, abs=1e-4)
