@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 usage or bad input (one clear line); 3 budget exceeded.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -180,6 +181,7 @@ def main() -> None:
     from accounting.budget import BudgetExceeded
     from accounting.ledger import LedgerError
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin for each other halt on a shared machine
     try:
         app()
     except BudgetExceeded as error:

@@ -1,27 +1,28 @@
 """A progress bar that shows how far a run is and what it has cost, and nothing computed from rows."""
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from accounting.accountant import COARSE_GRID, epsilon
 from accounting.report.phrase import bound
-from privads.batch import Batch
 from privads.training.plan import TrainPlan
 from privads.training.run import RELEASED
 
 _UPDATES = 20
 
 
-def bar(batches: Iterable[Batch], plan: TrainPlan) -> Iterator[Batch]:
-    """Yields the ``batches``; shows steps, epsilon so far (an upper bound) and time left on a terminal's stderr.
+@contextlib.contextmanager
+def bar(plan: TrainPlan) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with the number of steps done; shows steps, epsilon so far (an upper bound), time left.
 
     Where stderr is no terminal it shows nothing. There is no training loss: it would be a release of its own.
     """
     if not sys.stderr.isatty():
-        yield from batches
+        yield lambda _: None
         return
     columns = (
         TextColumn("training"),
@@ -34,12 +35,14 @@ def bar(batches: Iterable[Batch], plan: TrainPlan) -> Iterator[Batch]:
     every = max(1, plan.steps // _UPDATES)
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("training", total=plan.steps, spent=spent_after(plan, 0))
-        for step, batch in enumerate(batches, start=1):
-            yield batch
+
+        def show(step: int) -> None:
             if step % every == 0 or step == plan.steps:
                 progress.update(task, completed=step, spent=spent_after(plan, step))
             else:
                 progress.update(task, completed=step)
+
+        yield show
 
 
 def spent_after(plan: TrainPlan, steps: int) -> str:

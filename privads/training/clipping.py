@@ -137,6 +137,11 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
             if any(tensor._version != version for tensor, version in zip(call.inputs, call.versions, strict=True)):
                 name = _name(self._module, call.module)
                 raise UnsupportedModel(f"the input of {name} was changed in place after it was used; make it a copy")
+            if gradient.shape[0] != len(owners) or gradient.dtype not in (torch.float32, torch.float64):
+                raise UnsupportedModel(
+                    f"{_name(self._module, call.module)} gave {tuple(gradient.shape)} of {gradient.dtype}: the first "
+                    f"dimension must be the {len(owners)} rows, in float32 or float64"
+                )
             by_module.setdefault(call.module, []).append((call.inputs, gradient.detach()))
         found = []
         for module, uses in by_module.items():
@@ -157,6 +162,10 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
 
 def _refuse_cross_row_layers(model: nn.Module) -> None:
     for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise UnsupportedModel(
+                f"{name or 'the model'}: max_norm rewrites the rows that a batch looks up; remove it"
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UnsupportedModel(
                 f"{name or 'the model'} ({type(module).__name__}) mixes rows of different units: use nn.LayerNorm"

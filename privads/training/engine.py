@@ -1,5 +1,6 @@
 """`PrivateEngine`: makes a model, an optimizer and a log private, in an order that cannot be got wrong."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -72,6 +73,12 @@ class PrivateEngine:
         self.model, self.rows, self.loss_probed = model, rows, loss is not None
         self._device = next(model.parameters()).device
         self._optimizer = PlanOptimizer(optimizer, self.plan, self.randomness, self._take_sums, self._after_step)
+        self._kept = {name: one.clone() for name, one in self._untrained().items()}
+        self._versions = self._weights_now()
+        self._torch_state = torch.random.get_rng_state()
+        seed = self.randomness.insecure_seed
+        # Dropout draws from torch's own generator, by row: a seed that others know would undo the unit's anonymity.
+        torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else seed)
         self._started = time.monotonic()
         self.entry = self._charge()
         # From here on private rows are read, and whatever happens the charge stays.
@@ -104,10 +111,13 @@ class PrivateEngine:
         if self._state not in ("ready", "drawn"):
             raise RuntimeError("finish is called once, after the last optimizer.step()")
         self._gradients.cleanup()
-        if self._average:
-            with torch.no_grad():
+        with torch.no_grad():
+            if self._average:
                 for parameter, mean in zip(self._trained(), self._average, strict=True):
                     parameter.copy_(mean)
+            for name, one in self._untrained().items():
+                one.copy_(self._kept[name])  # whatever wrote to it had seen rows without noise
+        torch.random.set_rng_state(self._torch_state)
         self.model.eval()
         if self.ledger is not None and self.entry is not None:
             self.ledger.commit(self.entry)
@@ -130,7 +140,7 @@ class PrivateEngine:
             ),
         )
 
-    def draws(self) -> Iterator[Batch]:
+    def _draws(self) -> Iterator[Batch]:
         """Yields the batches of the plan, one for each step."""
         for draw in self._sampler.draws(self.plan.steps):
             if self._state != "ready":
@@ -152,11 +162,20 @@ class PrivateEngine:
 
     def _take_sums(self) -> Mapping[Tensor, Tensor]:
         self._expect("summed", "optimizer.step() comes once for each batch, after engine.backward(loss)")
+        if self.steps_done >= self.plan.steps:
+            raise RuntimeError(
+                f"the plan's {self.plan.steps} steps are done: more need another plan, and its own charge"
+            )
+        if self._versions != self._weights_now():
+            raise RuntimeError(
+                "weights were changed outside optimizer.step(): only the step sees gradients after the noise"
+            )
         sums, self._sums = self._sums, {}
         return sums
 
     def _after_step(self) -> None:
         self._state = "ready"
+        self._versions = self._weights_now()
         self.steps_done += 1
         first = round(self.plan.steps * (1 - self.plan.averaging))
         if self.plan.averaging and self.steps_done > first:
@@ -168,8 +187,18 @@ class PrivateEngine:
                 for mean, one in zip(self._average, current, strict=True):
                     mean.lerp_(one, share)
 
+    def _weights_now(self) -> list[int]:
+        """Counts torch's writes to each weight: one that is not the step's is seen."""
+        return [parameter._version for parameter in self._trained()]
+
     def _trained(self) -> list[nn.Parameter]:
         return list(self._optimizer.params)
+
+    def _untrained(self) -> dict[str, Tensor]:
+        """What the model saves and the optimizer does not train: buffers, and frozen weights."""
+        trained = {id(one) for one in self._trained()}
+        state = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {name: one.detach() for name, one in state if id(one) not in trained}
 
     @property
     def _unit(self) -> str:
@@ -237,4 +266,4 @@ class Batches:
                 "the plan's batches can be read once: another pass needs another plan, and its own charge"
             )
         self._started = True
-        return self._engine.draws()
+        return self._engine._draws()

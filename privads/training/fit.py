@@ -1,24 +1,25 @@
 """`fit`: the engine's loop, and nothing else."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
 from accounting.ledger import Ledger
-from privads.batch import Batch
 from privads.logs.logs import Logs
-from privads.models import losses
+from privads.models import MODELS, losses
 from privads.training.defaults import default_optimizer, warm_up
 from privads.training.engine import PrivateEngine
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss
-from privads.training.run import Run
+from privads.training.run import Run, check_same_data
 
-Progress = Callable[[Iterable[Batch], TrainPlan], Iterable[Batch]]
-"""Wraps the batches to show how far the run is; it sees the plan, and no result."""
+Progress = Callable[[TrainPlan], AbstractContextManager[Callable[[int], None]]]
+"""Shows how far a run is: it is given the plan and then the number of steps done, and never a batch."""
 
 
 def fit(
@@ -42,6 +43,7 @@ def fit(
     `default_optimizer`. seed: of the bootstrap. insecure_seed: repeatable batches and noise, on public data only.
     """
     if test is not None:
+        check_same_data(train.schema, test.schema)
         test.check()
     chosen_loss: Loss = losses.per_row if loss is None else loss
     inner = default_optimizer(model, plan) if optimizer is None else optimizer
@@ -49,12 +51,24 @@ def fit(
     purpose = f"train {type(model).__name__}"
     engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, purpose=purpose)
     model, private, batches = engine.make_private(model, inner, train, loss=chosen_loss)
-    for batch in batches if progress is None else progress(batches, plan):
-        engine.backward(chosen_loss(model(batch), batch))
-        private.step()
-        if schedule is not None:
-            schedule.step()
+    with contextlib.nullcontext(_say_nothing) if progress is None else progress(plan) as show:
+        for step, batch in enumerate(batches, start=1):
+            engine.backward(chosen_loss(model(batch), batch))
+            private.step()
+            if schedule is not None:
+                schedule.step()
+            show(step)
     run = engine.finish()
-    facts = dataclasses.replace(run.facts, own_loop=False, split=f"training: {train.split_text}", seed=seed)
+    facts = dataclasses.replace(
+        run.facts,
+        own_loop=False,
+        own_parts=loss is not None or type(model) not in MODELS.values(),
+        split=f"training: {train.split_text}",
+        seed=seed,
+    )
     run = dataclasses.replace(run, facts=facts, config=dict(config or {"data": {"path": train.path}}))
     return run if test is None else run.evaluated_on(test, seed=seed)
+
+
+def _say_nothing(_: int) -> None:
+    pass

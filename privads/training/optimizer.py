@@ -27,6 +27,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         take_sums: Callable[[], Mapping[Tensor, Tensor]],
         after_step: Callable[[], None],
     ) -> None:
+        self._plan = plan
         super().__init__(
             optimizer,
             noise_multiplier=plan.noise_multiplier,
@@ -35,6 +36,33 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self._randomness, self._take_sums, self._after_step = randomness, take_sums, after_step
+
+    @property
+    def noise_multiplier(self) -> float:
+        """The plan's; a scheduler that would change it is refused, because the plan's event would no longer hold."""
+        return self._plan.noise_multiplier
+
+    @noise_multiplier.setter
+    def noise_multiplier(self, value: float) -> None:
+        _only("noise_multiplier", value, self._plan.noise_multiplier)
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The plan's clip norm; a scheduler that would change it is refused."""
+        return self._plan.clip_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float) -> None:
+        _only("clip_norm", value, self._plan.clip_norm)
+
+    @property
+    def expected_batch_size(self) -> int:
+        """The plan's batch: a public number."""
+        return self._plan.batch
+
+    @expected_batch_size.setter
+    def expected_batch_size(self, value: int) -> None:
+        _only("batch", value, self._plan.batch)
 
     @property
     def accumulated_iterations(self) -> int:
@@ -71,3 +99,10 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the noised gradients."""
         self.original_optimizer.zero_grad(set_to_none)
+
+
+def _only(name: str, value: float, planned: float) -> None:
+    if value != planned:
+        raise ValueError(
+            f"{name} is {planned}, as the plan says; a plan that changes it from step to step cannot be made"
+        )

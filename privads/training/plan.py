@@ -16,6 +16,9 @@ CLIP_NORM = 0.8
 """Bound on a unit's gradient. A row's input has a length of about 1 and its error is below 1, so few rows are clipped:
 smaller bounds rank as well, but push predictions far below the observed rate."""
 
+LEAST_CLIP_NORM = 1e-6
+"""Far above where squares of float32 numbers underflow to 0, and with them the norms."""
+
 AVERAGING = 0.25
 LARGEST_DEFAULT_BATCH = 32_768
 ROWS_PER_UNIT = 8
@@ -77,8 +80,8 @@ class TrainPlan:
             if self.noise_multiplier != 0 or not math.isinf(self.clip_norm):
                 raise ValueError("a plan without a budget neither clips nor adds noise: use TrainPlan.without_privacy")
             return
-        if not (self.clip_norm > 0 and math.isfinite(self.clip_norm)):
-            raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}")
+        if not LEAST_CLIP_NORM <= self.clip_norm < math.inf:
+            raise ValueError(f"clip_norm must be finite and at least {LEAST_CLIP_NORM}, got {self.clip_norm}")
         if self.budget.delta >= 1 / self.population:
             raise ValueError(
                 f"delta must be below 1 / population = {1 / self.population:.3g}, got {self.budget.delta}: "

@@ -188,8 +188,6 @@ def per_sample(module: nn.Module, uses: Uses, owners: Tensor, units: int, *, sam
     """The rule of every other layer: Opacus's grad sampler for it, or functorch."""
     gradients: dict[Tensor, Tensor] = {}
     for inputs, gradient in uses:
-        if len(gradient) != len(owners):
-            raise NotImplementedError(f"{type(module).__name__}: the first dimension of its output is not the rows")
         for parameter, value in sampler(module, list(inputs), gradient).items():
             gradients[parameter] = gradients[parameter] + value if parameter in gradients else value
     return _PerSample(gradients, owners, units)

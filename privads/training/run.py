@@ -37,7 +37,8 @@ _PROFILE_DECADES = (0, 1, 2)
 class Facts:
     """What the engine knows at the end of a run, for the report.
 
-    loss_probed: the probe covered the loss. own_loop: the training loop was not `privads.fit`.
+    loss_probed: the probe covered the loss. own_loop: the training loop was not `privads.fit`. own_parts: model or loss
+    is not privads's.
     """
 
     steps_done: int
@@ -48,6 +49,7 @@ class Facts:
     learning_rate: float
     loss_probed: bool
     own_loop: bool = True
+    own_parts: bool = True
     split: str = "not stated"
     seed: int | None = None
 
@@ -84,6 +86,7 @@ class Run:
 
         This reads the rows and its result is not covered by epsilon: the report says so. replicates: of the bootstrap.
         """
+        check_same_data(self.schema, rows.schema)
         scores = self.predict(rows)
         batch = rows.take(np.arange(len(rows.units)))
         metrics = {}
@@ -224,6 +227,9 @@ class Run:
         if facts.own_loop:
             text = "the training loop shows and keeps nothing but the model"
             said.append(say("asserted", text, "the author of the training loop"))
+        elif facts.own_parts:
+            text = "the model and the loss show and keep nothing of the rows they are given"
+            said.append(say("asserted", text, "the author of the model or the loss"))
         else:
             said.append(say("enforced", "nothing computed from rows is shown while training", "privads.fit"))
         if facts.steps_done < plan.steps:
@@ -282,6 +288,15 @@ class Run:
             scores=record.Scores.model_validate(metrics, from_attributes=True),
             reference=reference,
             curve=tuple(record.CurvePoint.model_validate(point, from_attributes=True) for point in metrics.curve),
+        )
+
+
+def check_same_data(train: Schema, test: Schema) -> None:
+    """Refuse to judge a run by rows of another schema: what is public there may be private here, and the other way."""
+    if train.sha256 != test.sha256:
+        raise ValueError(
+            f"the rows to evaluate on have another schema ({test.dataset!r}) than those of training "
+            f"({train.dataset!r}): use one schema for both"
         )
 
 

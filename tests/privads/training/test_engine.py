@@ -334,3 +334,70 @@ def test_without_averaging_the_last_iterate_is_released(log: Logs) -> None:
     last = weights(model)
     engine.finish()
     assert torch.equal(weights(model), last)
+
+
+# Found by a reviewer: ways around the plan
+
+
+@pytest.mark.parametrize("scheduler", ["ExponentialNoise", "ExponentialGradClip"])
+def test_opacus_schedulers_cannot_turn_the_noise_down(log: Logs, scheduler: str) -> None:
+    from opacus import schedulers
+
+    _, _, optimizer, _ = started(log, small_plan())
+    with pytest.raises(ValueError, match="as the plan says"):
+        getattr(schedulers, scheduler)(optimizer, gamma=0.1).step()
+
+
+def test_the_plans_steps_cannot_be_taken_twice(log: Logs) -> None:
+    engine, model, optimizer, batches = started(log, small_plan(steps=2))
+    for batch in batches:
+        engine.backward(losses.per_row(model(batch), batch))
+        optimizer.step()
+    again = engine._draws()
+    batch = next(again)
+    engine.backward(losses.per_row(model(batch), batch))
+    with pytest.raises(RuntimeError, match="another plan, and its own charge"):
+        optimizer.step()
+
+
+def test_weights_changed_behind_the_steps_back_are_seen(log: Logs) -> None:
+    engine, model, optimizer, batches = started(log, small_plan())
+    batch = next(iter(batches))
+    engine.backward(losses.per_row(model(batch), batch))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.original_optimizer.step()  # a step without noise
+    with pytest.raises(RuntimeError, match=r"outside optimizer\.step"):
+        optimizer.step()
+
+
+def test_a_frozen_weight_written_during_the_run_is_put_back(log: Logs) -> None:
+    class Frozen(Logistic):
+        def __init__(self, facts: object) -> None:
+            super().__init__(facts)  # type: ignore[arg-type]
+            self.codebook = nn.Linear(1, 1, bias=False)
+            self.codebook.weight.requires_grad_(False)
+
+    model = Frozen(log.schema)
+    inner = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=1.0)
+    engine = PrivateEngine(small_plan())
+    _, _, batches = engine.make_private(model, inner, log)
+    before = model.codebook.weight.clone()
+    batch = next(iter(batches))
+    with torch.no_grad():
+        model.codebook.weight.add_(batch.dense.mean())
+    engine.finish()
+    assert torch.equal(model.codebook.weight, before)
+
+
+def test_torchs_seed_does_not_reach_dropout_and_comes_back_after_the_run(log: Logs) -> None:
+    draws = []
+    for _ in range(2):
+        model = Logistic(log.schema)
+        torch.manual_seed(0)
+        state = torch.random.get_rng_state()
+        engine, _, _, _ = started(log, small_plan(), model=model)
+        draws.append(torch.rand(4))
+        engine.finish()
+        assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(*draws)

@@ -1,6 +1,7 @@
 """`fit` from logs to a run: it learns, its report is honest, and it shows nothing on the way."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,3 +149,20 @@ def test_the_default_step_bounds_the_noise_in_a_logit() -> None:
     assert sgd_step(plan) / 0.1 * noise_std * plan.steps**0.5 == pytest.approx(0.7)
     easy = TrainPlan.without_privacy(population=10**6, batch=1000, epochs=1)
     assert sgd_step(easy) == pytest.approx(12.0)
+
+
+def test_private_test_rows_cannot_hide_behind_a_public_training_log(tmp_path: Path) -> None:
+    train, private = logs(tmp_path), logs(tmp_path, public=False)
+    with pytest.raises(ValueError, match="another schema"):
+        fit(Logistic(train.schema), train, small_plan(), test=private)
+
+
+def test_a_model_or_loss_of_ones_own_is_an_asserted_assumption(tmp_path: Path) -> None:
+    log = logs(tmp_path)
+
+    def doubled(outputs: Any, batch: Batch) -> Tensor:
+        return 2 * losses.per_row(outputs, batch)
+
+    report = fit(Logistic(log.schema), log, small_plan(), loss=doubled).report()
+    assert report.verdict == "conditional"
+    assert "show and keep nothing" in report.headline

@@ -127,3 +127,87 @@ def test_the_probe_leaves_torchs_randomness_and_the_weights_alone() -> None:
     probed(model)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+# Found by a reviewer: rows credited to the wrong unit, and what forward passes write
+
+
+class SequenceFirst(nn.Module):
+    """A layer that is given (positions, rows, width): its first dimension is not the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(1, 4), nn.Linear(4, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        sequence = batch.dense[:, None, :].expand(-1, 3, -1).transpose(0, 1)
+        return {"click": self.out(torch.tanh(self.layer(sequence)).mean(0)).squeeze(1)}
+
+
+class Sorted(Small):
+    """Rows go through the layer in another order and come back in their own."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        order = batch.dense[:, 0].argsort()
+        return {"click": self.layer(batch.dense[order]).squeeze(1)[order.argsort()]}
+
+
+class NormalizedBackward(Small):
+    """The forward pass is row by row; the backward pass divides by the norm of all rows' gradients."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        out = self.layer(batch.dense)
+        out.register_hook(lambda gradient: gradient / gradient.norm())
+        return {"click": out.squeeze(1)}
+
+
+@pytest.mark.parametrize("make", [SequenceFirst, Sorted, NormalizedBackward])
+def test_rows_credited_to_another_unit_are_refused(make: type[nn.Module]) -> None:
+    with pytest.raises(UnsupportedModel, match=r"SequenceFirst|Sorted|NormalizedBackward|first dimension"):
+        probed(make())
+
+
+class RunningMean(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.mean.lerp_(batch.dense.mean(0), 0.1)
+        return super().forward(batch)
+
+
+class WritesWeights(Small):
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            self.layer.bias.add_(batch.dense.mean())
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize(("make", "name"), [(RunningMean, "mean"), (WritesWeights, "WritesWeights")])
+def test_a_forward_pass_that_keeps_what_it_saw_is_refused(make: type[nn.Module], name: str) -> None:
+    model = make()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises((UnsupportedModel, ValueError), match=f"{name}|buffers"):
+        probed(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_an_embedding_that_rewrites_what_it_looks_up_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="max_norm"):
+        UnitGradients(nn.Embedding(5, 2, max_norm=1.0))
+
+
+def test_weights_that_start_at_zero_hide_nothing() -> None:
+    class Hidden(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixing = nn.Linear(1, 1, bias=False)
+            nn.init.zeros_(self.mixing.weight)
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            mixed = self.mixing(batch.dense).squeeze(1)
+            return {"click": super().forward(batch)["click"] + mixed.mean()}
+
+    with pytest.raises(UnsupportedModel, match="Hidden"):
+        probed(Hidden())

@@ -1,0 +1,54 @@
+"""Every example runs as it stands: those on real logs where the data are, the demo in `make test-all`."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from privads import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the real logs are not part of the repository: no ../shared/data"
+)
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["avazu_ctr", "criteo_ctr", "talkingdata_conversion"])
+def test_the_examples_on_real_logs_train_and_report(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(
+        sys, "argv", ["privads", "train", f"{ROOT}/examples/{name}.toml", "--out", str(tmp_path / "run")]
+    )
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        cli.main()
+    printed = out.getvalue()
+    auc = re.match(r"AUC ([\d.]+) \[", printed)
+    assert auc, printed
+    assert float(auc[1]) > 0.55  # chance is 0.5; what each set allows stands in benchmarks.utility
+    assert re.search(
+        r"^epsilon <= [123]\.\d\d \(delta 1e-0[56], (example|device), add/remove, final model\)", printed, re.M
+    )
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.stem)
+def test_an_example_holds_data_model_name_and_budget_only(path: Path) -> None:
+    keys = re.findall(r"^(\w+) =", path.read_text(encoding="utf-8"), re.M)
+    assert set(keys) <= {"path", "schema", "test_after", "test_fraction", "name", "epsilon", "delta", "unit"}
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_its_five_lines(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo.py")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    starts = [line.split()[0] for line in done.stdout.splitlines()[-5:]]
+    assert starts == ["AUC", "calibration", "epsilon", "budget", "report:"]
+    assert "Bayes optimum" in done.stdout
