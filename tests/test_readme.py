@@ -15,7 +15,8 @@ USERS = "2000"  # the README says 40,000: the same job on fewer users takes seco
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [text for kind, text in found if kind == language]
 
 
 def shell_lines() -> list[str]:
