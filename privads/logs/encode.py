@@ -26,7 +26,9 @@ from privads.logs.schema import DelayedLabel, Schema
 
 MISSING = -1
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0")
-_WORDS = {**dict.fromkeys(MISSING_TEXTS), "true": "1", "True": "1", "false": "0", "False": "0"}
+_BELOW_MICROS = re.compile(r"([.,][0-9]{6})[0-9]+")
+_NOTHING: dict[str, str | None] = dict.fromkeys(MISSING_TEXTS)
+_WORDS = {**_NOTHING, "true": "1", "True": "1", "false": "0", "False": "0"}
 """What a text file writes for a value that Parquet holds as missing, true or false."""
 
 
@@ -77,7 +79,7 @@ def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
         ids[:, position] = schema.bucket_starts[position] + own
     units = []
     for name in schema.unit:
-        unit, bad = _texts(batch[name])
+        unit, bad = _texts(batch[name], exact=True)
         fits &= mark(name, bad | pd.isna(unit))
         units.append(unit)
     labels, observed = _labels(batch, schema, times, mark)
@@ -165,14 +167,30 @@ def _labels(
     return labels, observed
 
 
-def _dictionary(column: pa.Array) -> tuple[NDArray[np.int64], list[Any]]:
-    """Returns (rows,) codes, -1 where missing, and the distinct values; text that cannot be decoded stays bytes."""
+def _dictionary(column: pa.Array, *, exact: bool = False) -> tuple[NDArray[np.int64], list[Any]]:
+    """Returns (rows,) codes, -1 where missing, and the distinct values; text that cannot be decoded stays bytes, and
+    a time is its text. exact: the words for true and false are left as they are.
+    """
     encoded = column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode()
     codes = np.asarray(encoded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False), dtype=np.int64)
     values = encoded.dictionary
     if _is_text(values.type):
-        return codes, [_WORDS.get(one, one) for one in _decoded(values)]
+        words = _NOTHING if exact else _WORDS
+        return codes, [words.get(one, one) for one in _decoded(values)]
+    if pa.types.is_temporal(values.type):
+        return codes, _time_texts(values)
     return codes, [None if isinstance(one, float) and math.isnan(one) else one for one in values.to_pylist()]
+
+
+def _time_texts(values: pa.Array) -> list[Any]:
+    """Returns dates and times as text. Python's own types cannot hold all of them, and fail on the one that is not."""
+    kind = values.type
+    if pa.types.is_timestamp(kind):
+        values = values.cast(pa.timestamp(kind.unit))
+    elif not pa.types.is_date(kind):  # a time of the day and a duration are numbers
+        values = values.cast(pa.int32() if pa.types.is_time32(kind) else pa.int64())
+    texts = values.cast(pa.large_string()).to_pylist()
+    return [one.rstrip("0").rstrip(".") if one is not None and "." in one else one for one in texts]
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -195,18 +213,19 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-def _texts(column: pa.Array) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+def _texts(column: pa.Array, *, exact: bool = False) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
     """Returns (rows,) text, None where missing, and where it cannot be decoded. The number 5 is "5" in a text file and
-    in Parquet, as 5 or as 5.0; true is "1".
+    in Parquet, as 5 or as 5.0; true is "1". exact: text stays as it is, so that different texts stay different.
     """
-    codes, values = _dictionary(column)
-    texts, bad = _distinct_texts(values)
+    codes, values = _dictionary(column, exact=exact)
+    texts, bad = _distinct_texts(values, exact=exact)
     return texts[codes], bad[codes]
 
 
-def _distinct_texts(values: list[Any]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+def _distinct_texts(values: list[Any], *, exact: bool = False) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
     """Returns the texts of ``values`` and at the end None, which is where the code of a missing value points."""
-    texts = np.array([*(_text(value) for value in values), None], dtype=object)
+    made = [value if exact and isinstance(value, str) else _text(value) for value in values]
+    texts = np.array([*made, None], dtype=object)
     return texts, np.array([*(isinstance(value, bytes) for value in values), False])
 
 
@@ -219,7 +238,7 @@ def _text(value: Any) -> str | None:
         case float():
             return str(int(value)) if value.is_integer() else repr(value)
         case str() if _WHOLE.fullmatch(value):
-            return str(int(value[:-2]))
+            return "0" if value == "-0.0" else value[:-2]
     return str(value)
 
 
@@ -236,10 +255,20 @@ def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         bad = np.isinf(values)
     else:
         codes, texts = _dictionary(column)
-        parsed = pd.to_numeric(pd.Series([*texts, None], dtype=object), errors="coerce").to_numpy(np.float64)
+        parsed = np.array([*(_number(text) for text in texts), math.nan], dtype=np.float64)
         values = parsed[codes]
         bad = (_present(texts) & ~np.isfinite(parsed))[codes]
     return np.where(bad, np.nan, values), bad
+
+
+def _number(value: Any) -> float:
+    """Returns the number that a value is, alone: pandas reads a column's numbers as one type, which one row decides."""
+    if value is None or (isinstance(value, str) and "_" in value):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _time_parts(times: NDArray[np.datetime64], part: str) -> NDArray[np.object_]:
@@ -257,10 +286,29 @@ def _times(column: pa.Array, time_format: str | None) -> tuple[NDArray[np.dateti
         return times, np.zeros(len(times), dtype=np.bool_)
     codes, values = _dictionary(column)
     texts, _ = _distinct_texts(values)
-    series = pd.Series(texts, dtype=object)
-    parsed = pd.to_datetime(series, format=time_format or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
-    distinct = parsed.to_numpy(dtype="datetime64[us]")
+    distinct = _parsed_times(texts, time_format)
     return distinct[codes], (_present(values) & np.isnat(distinct))[codes]
+
+
+def _parsed_times(texts: NDArray[np.object_], time_format: str | None) -> NDArray[np.datetime64]:
+    """Returns each text's time, rounded down to microseconds, as if it were alone.
+
+    pandas reads a column in one unit: a single text with nanoseconds would make the years before 1678 and after 2262
+    of all others unreadable.
+    """
+    if time_format is None or ".%f" in time_format:
+        texts = np.array([None if one is None else _BELOW_MICROS.sub(r"\1", one) for one in texts], dtype=object)
+    parsed = _by_pandas(texts, time_format)
+    if parsed.dtype == np.dtype("datetime64[ns]"):  # a format with another sign before the fraction
+        return np.array([_by_pandas(texts[[row]], time_format)[0] for row in range(len(texts))], dtype="datetime64[us]")
+    return parsed.astype("datetime64[us]")
+
+
+def _by_pandas(texts: NDArray[np.object_], time_format: str | None) -> NDArray[np.datetime64]:
+    series = pd.Series(texts, dtype=object)
+    return np.asarray(
+        pd.to_datetime(series, format=time_format or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+    )
 
 
 def _present(values: list[Any]) -> NDArray[np.bool_]:

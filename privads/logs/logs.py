@@ -102,6 +102,17 @@ class Logs:
     @cached_property
     def _rows(self) -> tuple[Part, NDArray[np.int64]]:
         self.check()
+        try:
+            return self._read()
+        except LogError:
+            raise
+        except Exception:
+            if self.schema.public:
+                raise
+            # What failed may be one person's row, so neither its text nor the place is told.
+            raise LogError(f"the rows of {self.path} cannot be read as the schema says") from None
+
+    def _read(self) -> tuple[Part, NDArray[np.int64]]:
         schema = self.schema
         parts = []
         for file in find_files(self.path):

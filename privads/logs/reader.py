@@ -1,7 +1,8 @@
 """Files into record batches: Parquet, and delimited text (plain or compressed), by name only until asked for rows.
 
-In text a line is a row, whatever it holds. A quote that a line opens and does not close would swallow the lines of
-other people, so such a line is left out, as one with too few or too many cells is.
+In text a line is a row, whatever it holds, and whether it is one depends on no other line. A quote that a line opens
+and does not close would swallow the lines of other people, and a carriage return inside a line would make two rows of
+it, so such a line is left out, as one that is too long or has too few or too many cells is.
 """
 
 import csv
@@ -23,6 +24,12 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst", ".lz4")
 MISSING_TEXTS = ["", "NA", "NaN", "nan", "null", "NULL", "None"]
 _BLOCK_BYTES = 1 << 24
+_LINE_BYTES = 1 << 20
+"""A longer line is left out."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"(?<!\r)\r++$", re.MULTILINE)
+_TWO_LINES_IN_ONE = re.compile(rb"^[^\r\n]*+\r.*\n?", re.MULTILINE)
 
 
 class LogError(ValueError):
@@ -49,11 +56,17 @@ def check_columns(file: Path, schema: Schema, needed: tuple[str, ...]) -> None:
     names, nested = _column_names(file, schema)
     for column in needed:
         if column not in names:
-            raise LogError(f"{file}: no column {column!r}{nearest_name(column, names)}; the schema names it")
+            raise LogError(f"{file}: no column {column!r}{_missing_hint(file, schema, column, names)}")
         if names.count(column) > 1:
             raise LogError(f"{file}: {names.count(column)} columns are named {column!r}; rename all but one")
         if column in nested:
             raise LogError(f"{file}: column {column!r} holds lists or records; a feature is one value a row")
+
+
+def _missing_hint(file: Path, schema: Schema, column: str, names: list[str]) -> str:
+    if _is_text(file) and not schema.public and not schema.text.columns:  # the "names" may be a person's row
+        return "; if the file has no header line, add text.columns to the schema"
+    return f"{nearest_name(column, names)}; the schema names it"
 
 
 def read_batches(file: Path, schema: Schema, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
@@ -81,26 +94,52 @@ def _read_text(file: Path, schema: Schema, columns: tuple[str, ...]) -> Iterator
     parse = pyarrow.csv.ParseOptions(
         delimiter=delimiter, invalid_row_handler=lambda row: "error" if schema.public else "skip"
     )
-    read = pyarrow.csv.ReadOptions(column_names=names)
+    read = pyarrow.csv.ReadOptions(column_names=names, block_size=4 * _LINE_BYTES)  # no line is longer than a block
     unclosed = _unclosed_line(delimiter)
     with _one_line(f"{file}: not a well-formed {delimiter!r}-delimited file", public=schema.public):
         for block in _blocks_of_lines(file, header=not schema.text.columns):
-            lines = block
-            if b'"' in block:
-                lines = unclosed.sub(b"", block)
-                if schema.public and lines != block:
-                    raise LogError(f"{file}: a line ends inside quotes; a line is a row, without line breaks in it")
+            lines, wrong = _good_lines(block, unclosed)
+            if schema.public and wrong:
+                raise LogError(f"{file}: {wrong}")
             if lines.strip():
-                table = pyarrow.csv.read_csv(pa.BufferReader(lines), read, parse, convert)
+                # The line feed in front is an empty line: without it a mark at the start of a block would be dropped.
+                table = pyarrow.csv.read_csv(pa.BufferReader(b"\n" + lines), read, parse, convert)
                 yield from table.combine_chunks().to_batches()
+
+
+def _good_lines(block: bytes, unclosed: re.Pattern[bytes]) -> tuple[bytes, str]:
+    """Returns the lines that are rows, each ended by a line feed, and what is wrong with some other line, or "".
+
+    Each step looks at one line at a time; what is asked of the whole block only says that no line needs the step.
+    """
+    wrong = ""
+    half = _LINE_BYTES // 2  # a line that is too long has no line feed in one of these
+    if any(block.find(b"\n", start, start + half) < 0 for start in range(0, len(block), half)):
+        short = re.sub(rb"^[^\n]{%d,}+\n?" % (_LINE_BYTES + 1), b"", block, flags=re.MULTILINE)
+        wrong = wrong or (f"a line is longer than {_LINE_BYTES} bytes" if short != block else "")
+        block = short
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n")
+        block = _LINE_END.sub(b"", block) if b"\r" in block else block
+        single = _TWO_LINES_IN_ONE.sub(b"", block) if b"\r" in block else block
+        wrong = wrong or ("a line holds a carriage return; end lines with a line feed" if single != block else "")
+        block = single
+    if b'"' in block:
+        closed = unclosed.sub(b"", block)
+        wrong = wrong or ("a line ends inside quotes; a line is a row" if closed != block else "")
+        block = closed
+    return block, wrong
 
 
 def _blocks_of_lines(file: Path, *, header: bool) -> Iterator[bytes]:
     """Yields the file's bytes in blocks of whole lines, without the ``header`` line."""
     with pa.input_stream(str(file)) as stream:
         rest = b""
+        if not header:
+            rest = stream.read(len(_BYTE_ORDER_MARK)).removeprefix(_BYTE_ORDER_MARK)
         while part := stream.read(_BLOCK_BYTES):
             lines, newline, rest = (rest + part).rpartition(b"\n")
+            rest = rest[: _LINE_BYTES + 1]  # too long already: whatever else it holds, it is left out
             block = lines + newline
             if header and newline:
                 block, header = block.partition(b"\n")[2], False
@@ -111,9 +150,9 @@ def _blocks_of_lines(file: Path, *, header: bool) -> Iterator[bytes]:
 def _unclosed_line(delimiter: str) -> re.Pattern[bytes]:
     """Returns what matches each line that leaves a quote open. For the parser a quote opens at a cell's start only."""
     d = re.escape(delimiter).encode()
-    plain = rb"[^%b\r\n]*+" % d
-    cell = rb'(?:"(?:[^"\r\n]++|"")*+"%b|(?!")%b)' % (plain, plain)
-    return re.compile(rb"^(?!%b(?:%b%b)*+\r?$).*\n?" % (cell, d, cell), re.MULTILINE)
+    plain = rb"[^%b\n]*+" % d
+    cell = rb'(?:"(?:[^"\n]++|"")*+"%b|(?!")%b)' % (plain, plain)
+    return re.compile(rb"^(?!%b(?:%b%b)*+$).*\n?" % (cell, d, cell), re.MULTILINE)
 
 
 @contextmanager
@@ -135,7 +174,12 @@ def _column_names(file: Path, schema: Schema) -> tuple[list[str], set[str]]:
         return list(schema.text.columns), set()
     with _one_line(f"{file}: cannot be opened as text", public=True), pa.input_stream(str(file)) as stream:
         line = _first_line(stream)
-    return next(csv.reader([line.lstrip("\ufeff")], delimiter=_delimiter(file, schema)), []), set()
+    if "\r" in line:
+        raise LogError(f"{file}: the first line holds a carriage return; end lines with a line feed")
+    try:
+        return next(csv.reader([line.lstrip("\ufeff")], delimiter=_delimiter(file, schema)), []), set()
+    except csv.Error:
+        raise LogError(f"{file}: the first line cannot be read as a header line") from None
 
 
 def _delimiter(file: Path, schema: Schema) -> str:
@@ -144,7 +188,7 @@ def _delimiter(file: Path, schema: Schema) -> str:
 
 def _first_line(stream: pa.NativeFile) -> str:
     head = b""
-    while b"\n" not in head and len(head) < _BLOCK_BYTES:
+    while b"\n" not in head and len(head) <= _LINE_BYTES:
         part = stream.read(4096)
         if not part:
             break

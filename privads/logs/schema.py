@@ -9,6 +9,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -112,6 +113,8 @@ class Schema(_Facts):
             raise ValueError("the schema names no feature: add a [numeric] or [categorical] table")
         if not self.labels:
             raise ValueError("the schema names no label: add a [labels] table")
+        if self.time_format is not None:
+            _check_time_format(self.time_format)
         if self.time is None and any(isinstance(label, DelayedLabel) for label in self.labels.values()):
             raise ValueError("a label with within_hours needs the time of the impression: add time = COLUMN")
         if self.bucket_starts[-1] > MOST_BUCKETS:
@@ -231,3 +234,11 @@ def known_formats() -> tuple[str, ...]:
     """The public ads data sets whose schema comes with privads."""
     folder = resources.files("privads.logs") / "formats"
     return tuple(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def _check_time_format(time_format: str) -> None:
+    try:
+        datetime.strptime("", time_format)
+    except ValueError as error:
+        if "bad directive" in str(error) or "stray" in str(error):
+            raise ValueError(f"time_format {time_format!r} is no strptime format: {error}") from None

@@ -44,12 +44,13 @@ def rows(**columns: list[object] | pa.Array) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({**made, **given})
 
 
-def same(one: Part, two: Part) -> bool:
-    def flat(part: Part) -> list[np.ndarray]:
-        tasks = [*part.labels.values(), *part.observed.values()]
-        return [part.dense, part.ids, part.times, part.fits, *part.units, *tasks, *part.reference.values()]
+def arrays(part: Part) -> list[np.ndarray]:
+    tasks = [*part.labels.values(), *part.observed.values()]
+    return [part.dense, part.ids, part.times, part.fits, *part.units, *tasks, *part.reference.values()]
 
-    return all(np.array_equal(a, b) for a, b in zip(flat(one), flat(two), strict=True))
+
+def same(one: Part, two: Part) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(arrays(one), arrays(two), strict=True))
 
 
 # One row, one encoding, whatever the file
@@ -276,6 +277,95 @@ def test_a_misfit_in_public_data_is_one_clear_line(columns: dict[str, list[objec
     assert "\n" not in str(caught.value)
 
 
+# A row's reading is its own
+
+
+LONG = "7" * 5000
+TEXTS = {
+    "u": ["u1", "5", "5.0", "true", "1", "NA", "", None, LONG, LONG + ".0", "-0.0", b"\xff", "a\0"],
+    "t": [
+        "2026-11-15",
+        "2026-11-15T01:02:03.1234567",
+        "2026-11-15 01:02:03,123456789Z",
+        "2500-01-01T00:00:00",
+        "9999-12-31",
+        "0001-01-01",
+        "2262-05-01T00:00:00.000000001",
+        "2026-11-15T00:00:00+02:00",
+        "2026-11-15T00:00+99:00",
+        "20261115",
+        LONG,
+        "some day",
+        "",
+        None,
+        b"\xff",
+    ],
+    "y": ["1", "0", "1.0", "true", "False", "2", "-1", "18446744073709551615", LONG, "yes", "NA", None, b"\xff"],
+    "n": [
+        *("1", "-1", "1.5", "9007199254740993", "18446744073709551615", "1e400", "1e-400", "nan", "inf", "1_000"),
+        *("True", LONG, LONG + ".0", "five", " 2 ", "0x10", "", None, b"\xff"),
+    ],
+    "c": ["a", "5", "5.0", "-0.0", LONG, LONG + ".0", "true", "NaN", "", None, b"\xff", "2026-11-15"],
+}
+TEXTS["e"] = TEXTS["t"]
+EXTREMES = [0, 1, -1, 123456789, 2**31 - 1, -(2**31), 2**62, -(2**62), 2**63 - 1, -(2**63) + 1, None]
+INT32S = [one for one in EXTREMES if one is None or abs(one) <= 2**31]
+TEMPORAL = [
+    *(pa.array(EXTREMES, pa.int64()).cast(pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")),
+    *(pa.array(EXTREMES, pa.int64()).cast(pa.timestamp(unit, "Europe/Paris")) for unit in ("s", "us")),
+    *(pa.array(EXTREMES, pa.int64()).cast(pa.duration(unit)) for unit in ("s", "us", "ns")),
+    *(pa.array(EXTREMES, pa.int64()).view(kind) for kind in (pa.time64("us"), pa.time64("ns"), pa.date64())),
+    *(pa.array(INT32S, pa.int32()).view(kind) for kind in (pa.time32("s"), pa.time32("ms"), pa.date32())),
+]
+TYPED = [
+    *TEMPORAL,
+    pa.array(EXTREMES, pa.int64()),
+    pa.array([0.0, -0.0, 5.0, 0.1, 1e300, float("nan"), float("inf"), None]),
+    pa.array([True, False, None]),
+    pa.array([decimal.Decimal("1.50"), decimal.Decimal("-9" + "0" * 30), None]),
+]
+NASTY = {
+    **{f"{name} as text": {name: pa.array(values, pa.binary())} for name, values in TEXTS.items()},
+    **{f"{name} {values.type}": {name: values} for name in "utnce" for values in TYPED},
+    **{f"{name} {values.type} coded": {name: values.dictionary_encode()} for name in "utnc" for values in TEMPORAL},
+}
+
+
+@pytest.mark.parametrize("columns", NASTY.values(), ids=NASTY)
+@pytest.mark.parametrize("time_format", [None, "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S%f"])
+def test_a_row_is_read_as_if_it_were_alone(columns: dict[str, pa.Array], time_format: str | None) -> None:
+    """Fixed bugs: a time with nanoseconds made other rows' times unreadable; a date that Python cannot hold and a
+    number of 5,000 digits made the whole log unreadable.
+    """
+    batch = rows(**columns)
+    facts = schema(time_format=time_format)
+    whole = encode(batch, facts)
+    for row in range(batch.num_rows):
+        alone = encode(batch.slice(row, 1).take(pa.array([0])), facts)
+        for one, two in zip(arrays(whole), arrays(alone), strict=True):
+            np.testing.assert_array_equal(one[row : row + 1], two)
+
+
+def test_nanoseconds_are_cut_off() -> None:
+    texts = ["2026-11-15T00:00:00.1234569", "2500-01-01", "2026-11-15T00:00:00.5"]
+    expected = ["2026-11-15T00:00:00.123456", "2500-01-01", "2026-11-15T00:00:00.500000"]
+    assert encode(rows(t=texts), schema()).times.tolist() == np.array(expected, "datetime64[us]").tolist()
+
+
+def test_a_date_is_the_same_unit_in_text_and_in_parquet() -> None:
+    facts = schema()
+    columns = [pa.array([dt.date(2026, 11, 15)]), pa.array([b"2026-11-15"]), pa.array([2**31 - 7], pa.date32())]
+    assert unit_codes([encode(rows(u=values), facts) for values in columns], facts).tolist() == [0, 0, 1]
+    days = pa.array([2**31 - 7, 2**31 - 8, -(2**31), 0], pa.date32())
+    assert unit_codes([encode(rows(u=days), facts)], facts).tolist() == [0, 1, 2, 3]
+
+
+def test_whole_seconds_are_one_category_in_every_resolution() -> None:
+    times = [pa.array([DAY], pa.timestamp(unit)) for unit in ("s", "us", "ns")]
+    ids = [encode(rows(c=values), schema()).ids.tolist() for values in (*times, pa.array(["2026-11-15 00:00:00"]))]
+    assert ids == [ids[0]] * 4
+
+
 # Units
 
 
@@ -306,12 +396,14 @@ def test_unit_codes_agree_with_pandas_group_numbers() -> None:
 
 def test_one_unit_written_as_a_number_and_as_text_is_one_unit() -> None:
     facts = schema()
-    parts = [encode(rows(u=pa.array(values)), facts) for values in ([5, 6], [5.0, 7.0], ["5", "6"], ["5.0", "7.0"])]
+    parts = [encode(rows(u=pa.array(values)), facts) for values in ([5, 6], [5.0, 7.0], ["5", "6"], [b"5", b"7"])]
     assert unit_codes(parts, facts).tolist() == [0, 1, 0, 2, 0, 1, 0, 2]
 
 
 def test_texts_that_only_look_alike_are_different_units() -> None:
-    assert codes(["5", "05", "5.00", "5e0", " 5", "5.5", "A", "a"]) == list(range(8))
+    """A fixed bug: "5" and "5.0", "true" and "1" were one unit, so removing two people changed one unit."""
+    alike = ["5", "5.0", "05", "5.00", "5e0", " 5", "5.5", "A", "a", "0", "-0.0", "0.0", "1", "true", "True", "false"]
+    assert codes(alike) == list(range(len(alike)))
 
 
 def test_units_that_are_no_utf8_never_share_a_code() -> None:

@@ -3,6 +3,7 @@
 import builtins
 import datetime as dt
 import io
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_check_reads_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("rows were read")
 
-    logs = Logs(write(tmp_path / "a.parquet", n=[1.0]), schema())
+    logs = Logs(write(tmp_path / "a.parquet", n=[1.0]), schema(public=True))
     monkeypatch.setattr(logs_module, "read_batches", never)
     logs.check()
     with pytest.raises(AssertionError, match="rows were read"):
@@ -137,6 +138,25 @@ def test_the_reference_is_read_where_there_is_one(tmp_path: Path) -> None:
     assert reference is not None
     assert reference.tolist() == [0.25, 0.5]
     assert logs.reference("conversion") is None
+
+
+@pytest.mark.parametrize("function", ["read_batches", "encode", "unit_codes"])
+def test_what_goes_wrong_with_private_rows_is_never_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """A fixed bug: an unforeseen error showed a person's value, in the message or in the traceback."""
+
+    def fail(*_: object) -> None:
+        raise OverflowError("alice")
+
+    monkeypatch.setattr(logs_module, function, fail)
+    file = write(tmp_path / "a.parquet", n=[1.0])
+    with pytest.raises(LogError) as caught:
+        _ = Logs(file, schema()).units
+    assert str(caught.value) == f"the rows of {file} cannot be read as the schema says"
+    assert "alice" not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(OverflowError, match="alice"):
+        _ = Logs(file, schema(public=True)).units
 
 
 # Splits by time

@@ -70,11 +70,29 @@ def test_a_missing_column_names_the_nearest(tmp_path: Path) -> None:
     text = write(tmp_path / "a.csv", b"y,n,cc\n1,2,a\n")
     parquet = tmp_path / "a.parquet"
     pq.write_table(pa.table({"y": [1], "n": [2], "cc": ["a"]}), parquet)
-    for file in (text, parquet):
+    for file, facts in ((text, schema(public=True)), (parquet, schema())):
         with pytest.raises(
             LogError, match=re.escape(f"{file}: no column 'c'; did you mean 'cc'?; the schema names it")
         ):
-            check_columns(file, schema(), COLUMNS)
+            check_columns(file, facts, COLUMNS)
+
+
+def test_the_row_of_a_file_without_a_header_is_never_shown(tmp_path: Path) -> None:
+    """A fixed bug: the first person's row was taken for column names, and the nearest was quoted."""
+    file = write(tmp_path / "a.csv", b"alice-user-id@x,1,2\n")
+    with pytest.raises(LogError) as caught:
+        check_columns(file, schema(), ("user-id@x", "n"))
+    hint = "if the file has no header line, add text.columns to the schema"
+    assert str(caught.value) == f"{file}: no column 'user-id@x'; {hint}"
+
+
+@pytest.mark.parametrize("public", [False, True])
+@pytest.mark.parametrize("content", [b"y,n,c\r1,2,a\r0,3,b\r", b"y,n,c" + b"c" * 200_000 + b"\n1,2,a\n"])
+def test_a_first_line_that_is_no_header_is_one_clear_line(tmp_path: Path, content: bytes, public: bool) -> None:
+    """A fixed bug: line ends of a carriage return alone, and long names, showed the library's own error."""
+    with pytest.raises(LogError, match="the first line (holds a carriage return|cannot be read)") as caught:
+        check_columns(write(tmp_path / "a.csv", content), schema(public=public), COLUMNS)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +110,7 @@ def test_a_header_with_spaces_is_refused_by_the_check_and_not_later(tmp_path: Pa
     """A fixed bug: the check took ' n' for 'n', and reading failed after the charge."""
     file = write(tmp_path / "a.csv", b"y, n,c\n1,2,a\n")
     with pytest.raises(LogError, match="no column 'n'; did you mean ' n'"):
-        check_columns(file, schema(), COLUMNS)
+        check_columns(file, schema(public=True), COLUMNS)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -162,11 +180,16 @@ ODD = {
     "an open quote in the first cell": b'"1,2,a',
     "a quote opened after a line feed": b'1,2,a\r"b,c',
     "a mid-cell quote and an open one": b'1,x"y,"a',
+    "a carriage return": b"1,2,a\r0,3,b",
+    "a carriage return in quotes": b'1,2,"a\rb"',
+    "a line that is too long": b"1,2," + b"a" * 1000,
+    "a line that is too long and has an open quote": b'1,2,"' + b"a" * 1000,
     "nothing": b"",
 }
+LONGEST = 900
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\r\n"], ids=["lf", "crlf", "crcrlf"])
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("block_bytes", [1 << 24, 7], ids=["one block", "blocks of 7 bytes"])
 def test_an_odd_line_changes_no_other_row(
@@ -174,6 +197,7 @@ def test_an_odd_line_changes_no_other_row(
 ) -> None:
     """A fixed bug: a quote that one line left open swallowed the rows that followed, whoever owned them."""
     monkeypatch.setattr(reader, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(reader, "_LINE_BYTES", LONGEST)
     assert categories(write(tmp_path / "a.csv", end.join([b"y,n,c", *LINES]))) == VALUES
     for position in range(len(LINES) + 1):
         lines = [b"y,n,c", *LINES[:position], odd, *LINES[position:]]
@@ -181,7 +205,10 @@ def test_an_odd_line_changes_no_other_row(
 
 
 @pytest.mark.parametrize("odd", [one for name, one in ODD.items() if name != "nothing"])
-def test_an_odd_line_in_public_data_is_one_clear_line(tmp_path: Path, odd: bytes) -> None:
+def test_an_odd_line_in_public_data_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: bytes
+) -> None:
+    monkeypatch.setattr(reader, "_LINE_BYTES", LONGEST)
     file = write(tmp_path / "a.csv", b"\n".join([b"y,n,c", *LINES, odd, b""]))
     assert refusal(file, schema(public=True)).startswith(f"{file}: ")
 
@@ -207,3 +234,29 @@ def test_damage_inside_a_parquet_file_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_missing_text_is_missing_quoted_or_not(tmp_path: Path) -> None:
     lines = b'y,n,c\n1,2,NA\n1,2,"NA"\n1,2,""\n1,2,null\n1,2,"None"\n1,2,nan\n1,2,x\n'
     assert categories(write(tmp_path / "a.csv", lines)) == [None] * 6 + [b"x"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\r\n", b"\r\r\r\n"])
+@pytest.mark.parametrize("plain", [b"1,2,a", b"1,2,a\r0,3,b", b"1,2", b"\xef\xbb\xbf1,2,a"])
+def test_whether_a_line_is_a_row_depends_on_no_other_line(tmp_path: Path, plain: bytes, end: bytes) -> None:
+    """A fixed bug: lines with a carriage return were rows, or two, as long as nobody in the file wrote a quote."""
+    lines = [b"y,n,c", plain, plain, b""]
+    without = categories(write(tmp_path / "a.csv", end.join(lines)))
+    for quoted in (b'0,1,"q"', b'0,1,"q', b'0,1,"q\rr"'):
+        found = categories(write(tmp_path / "a.csv", end.join([*lines[:2], quoted, *lines[2:]])))
+        assert [one for one in found if one != b"q"] == without
+
+
+def test_a_cell_of_3_mb_costs_its_own_row_only(tmp_path: Path) -> None:
+    """A fixed bug: a cell larger than the parser's block made the file unreadable, after the charge."""
+    longest = b"1,2," + b"a" * (reader._LINE_BYTES - 4)
+    for size, count in ((3_000_000, 0), (40_000_000, 0), (len(longest) - 4, 1), (len(longest) - 3, 0)):
+        lines = [b"y,n,c", b"1,2,x", b"1,2," + b"a" * size, b"1,2,y", longest, b"1,2,z"]
+        found = categories(write(tmp_path / "a.csv", b"\n".join(lines)))
+        assert len(found) == 4 + count
+        assert [one for one in found if len(str(one)) < 9] == [b"x", b"y", b"z"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_value(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", b"\xef\xbb\xbfa,1,2\nb,1,2\n")
+    assert categories(file, schema(text={"columns": ["c", "n", "y"]})) == [b"a", b"b"]

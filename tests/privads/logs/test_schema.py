@@ -176,3 +176,8 @@ def test_scoring_needs_no_labels_and_keeps_the_features() -> None:
     schema = Schema.parse(ADS).without_labels()
     assert schema.columns == ("shown_at", "bid_usd", "campaign", "site")
     assert schema.bucket_starts == Schema.parse(ADS).bucket_starts
+
+
+def test_a_time_format_that_is_none_is_refused_with_the_schema() -> None:
+    with pytest.raises(ConfigError, match="time_format '%!' is no strptime format"):
+        Schema.parse('time_format = "%!"\n' + ADS, source="ads.toml")
