@@ -1,6 +1,6 @@
 """The command line. Results go to stdout, progress and errors to stderr; `--json` gives one JSON object.
 
-Exit codes: 0 done; 2 usage or bad input (one clear line); 3 budget exceeded.
+Exit codes: 0 done; 2 usage or bad input (one clear line); 3 budget exceeded; 130 interrupted.
 """
 
 import json
@@ -20,7 +20,7 @@ app = typer.Typer(
 budget_app = typer.Typer(help="The privacy budget of each data set.", no_args_is_help=True)
 app.add_typer(budget_app, name="budget")
 
-BAD_INPUT, BUDGET_EXCEEDED = 2, 3
+BAD_INPUT, BUDGET_EXCEEDED, INTERRUPTED = 2, 3, 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 LedgerUrl = Annotated[str, typer.Option("--ledger", help="Where the budget is kept, such as sqlite:///budget.db.")]
@@ -42,7 +42,12 @@ def train(
 
     settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
     job = prepare(read_config(config, settings))
-    run = job.run(progress=None if quiet else bar)
+    try:
+        run = job.run(progress=None if quiet else bar)
+    except KeyboardInterrupt:
+        kept = "" if job.ledger is None else "; a charge that was made stays, see `privads budget show`"
+        typer.echo(f"privads: interrupted, nothing was saved{kept}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     report = run.report()
     if as_json:
         typer.echo(report.to_json(), nl=False)

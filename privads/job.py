@@ -16,7 +16,7 @@ from privads.config import ConfigError, override, parse_model
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import build
-from privads.training.checkpoint import check_free
+from privads.training.checkpoint import check_writable
 from privads.training.fit import Progress, fit
 from privads.training.plan import TrainPlan
 from privads.training.run import Run
@@ -151,7 +151,6 @@ def prepare(config: RunConfig) -> TrainJob:
     logs.check()
     train, test = _split(logs, config.data)
     out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
-    check_free(out)
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
         model = build(config.model.name, schema, config.model.model_extra)
@@ -159,6 +158,7 @@ def prepare(config: RunConfig) -> TrainJob:
     if ledger is not None:
         ledger.balance(schema.dataset)  # an unknown data set is refused here, before the noise is calibrated
     plan = make_plan(config.plan, schema)
+    check_writable(out)
     return TrainJob(config=config, train=train, test=test, model=model, plan=plan, ledger=ledger, out=out)
 
 

@@ -25,12 +25,11 @@ def bar(plan: TrainPlan) -> Iterator[Callable[[int], None]]:
         yield lambda _: None
         return
     columns = (
-        TextColumn("training"),
-        BarColumn(),
+        BarColumn(bar_width=16),  # what a narrow terminal cuts off is the end of the claim, which every report repeats
         MofNCompleteColumn(),
-        TextColumn("steps, {task.fields[spent]}"),
+        TextColumn("steps,"),
         TimeRemainingColumn(),
-        TextColumn("left"),
+        TextColumn("left, {task.fields[spent]}"),
     )
     every = max(1, plan.steps // _UPDATES)
     with Progress(*columns, console=Console(stderr=True)) as progress:

@@ -24,6 +24,19 @@ def check_free(folder: Path) -> None:
         raise ConfigError(f"run folder {folder} exists already: choose another with --out, or remove it")
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a place for the run folder that cannot be written, before anything is charged; makes its parent."""
+    check_free(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the run folder {folder} ({error.strerror}): choose another with --out"
+        ) from None
+
+
 def save(run: Run, folder: Path) -> Path:
     """Returns ``folder``, written by a rename of a complete one, so that half a run is never found.
 
@@ -41,8 +54,10 @@ def save(run: Run, folder: Path) -> Path:
             "name": names.get(type(run.model), type(run.model).__name__),
             "settings": report.model.settings,
             "schema": run.schema.model_dump(mode="json"),
+            "schema_sha256": run.schema.sha256,
         }
-        (draft / MODEL).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        # In the schema's own order: the order of its fields is the order of the table's rows and of the columns.
+        (draft / MODEL).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         (draft / REPORT).write_text(report.to_json(), encoding="utf-8")
         with contextlib.suppress(MissingExtra):
             (draft / PAGE).write_text(html(report), encoding="utf-8")
@@ -67,6 +82,8 @@ def load(folder: Path) -> tuple[nn.Module, Schema]:
             f"{folder} holds a model of your own ({about['name']}): load {WEIGHTS} into it with safetensors"
         )
     schema = parse_model(Schema, about["schema"], source=str(folder / MODEL))
+    if schema.sha256 != about.get("schema_sha256"):
+        raise ConfigError(f"{folder / MODEL} was changed: its schema is not the one that the model was trained with")
     model = build(about["name"], schema, about["settings"])
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval(), schema

@@ -19,6 +19,7 @@ from torch import nn
 from accounting import mechanisms
 from accounting.accountant import Bounds, epsilon, without_amplification
 from accounting.ledger import Entry, Ledger
+from accounting.ledger_rules import DELTA_PLACES, EPSILON_PLACES
 from accounting.report import record
 from accounting.report.summary import summary
 from privads.batch import Rows
@@ -265,10 +266,10 @@ class Run:
             neighbors=balance.limit.neighbors,
             limit_epsilon=balance.limit.epsilon,
             limit_delta=balance.limit.delta,
-            spent_before_epsilon=max(balance.spent_epsilon - self.epsilon.upper, 0.0),
-            spent_before_delta=max(balance.spent_delta - budget.delta, 0.0),
-            this_run_epsilon=self.epsilon.upper,
-            this_run_delta=budget.delta,
+            spent_before_epsilon=max(round(balance.spent_epsilon - self.entry.epsilon, EPSILON_PLACES), 0.0),
+            spent_before_delta=max(round(balance.spent_delta - self.entry.delta, DELTA_PLACES), 0.0),
+            this_run_epsilon=self.entry.epsilon,
+            this_run_delta=self.entry.delta,
             left_epsilon=balance.left_epsilon,
             left_delta=balance.left_delta,
             entry=str(self.entry.id),

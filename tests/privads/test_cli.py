@@ -302,3 +302,25 @@ def test_what_rows_hold_decides_nothing_visible(with_budget: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "not defined" in done.stdout
     assert done.stderr == ""
+
+
+def test_a_run_folder_that_cannot_be_written_spends_nothing(with_budget: Path) -> None:
+    (with_budget / "file").write_text("in the way")
+    refused(privads(with_budget, "train", "run.toml", "--out", "file/run"), 2, "cannot write the run folder", "--out")
+    assert spent(with_budget) == 0
+
+
+def test_an_interrupted_run_says_that_its_charge_stays(with_budget: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("privads.training.engine.PrivateEngine.backward", interrupted)
+    refused(privads(with_budget, "train", "run.toml", "--out", "run"), 130, "interrupted", "charge", "stays")
+    assert spent(with_budget) > 2.9
+    assert not (with_budget / "run").exists()
+
+
+def test_the_first_run_finds_nothing_spent_before(with_budget: Path) -> None:
+    report = json.loads(privads(with_budget, "train", "run.toml", "--out", "run", "--json").stdout)
+    assert report["budget"]["spent_before_epsilon"] == 0
+    assert report["budget"]["this_run_epsilon"] == spent(with_budget)

@@ -1,7 +1,10 @@
 """The run folder: complete or absent, and readable without privads."""
 
+import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,11 +13,14 @@ from torch import nn
 from accounting.report import render
 from accounting.report.record import Report
 from privads.config import ConfigError
+from privads.logs.logs import Logs
+from privads.logs.schema import Schema
 from privads.models import DCN, Logistic
 from privads.training import checkpoint
 from privads.training.checkpoint import check_free, load
 from privads.training.fit import fit
 from privads.training.run import Run
+from privads.training.scores import write_scores
 from tests.privads.training.helpers import logs, small_plan
 
 
@@ -103,3 +109,30 @@ def test_what_is_no_run_folder_is_refused(run: Run, tmp_path: Path, name: str) -
 def test_the_saved_model_is_a_plain_module(run: Run) -> None:
     assert type(run.model) is DCN
     assert all(isinstance(one, nn.Parameter) and not hasattr(one, "grad_sample") for one in run.model.parameters())
+
+
+@pytest.mark.parametrize("make", [Logistic, DCN])
+def test_a_run_read_back_predicts_what_it_predicted(tmp_path: Path, make: type[nn.Module]) -> None:
+    """A fixed bug: the schema was saved with its fields in alphabetical order, and scores came out of other rows."""
+    log = logs(tmp_path, tasks={"click": "click", "buy": "buy"})
+    facts = log.schema.model_dump(mode="json")
+    facts["categorical"] = dict(reversed(facts["categorical"].items()))
+    shuffled = Logs(log.path, Schema.load(facts))
+    run = fit(make(shuffled.schema), shuffled, small_plan(epsilon=50.0))
+    folder = run.save(tmp_path / "one")
+    model, schema = load(folder)
+    assert list(schema.categorical) == list(shuffled.schema.categorical)
+    assert schema.tasks == shuffled.schema.tasks
+    write_scores(model, schema, log.path, tmp_path / "scores.parquet")
+    scores = pyarrow.parquet.read_table(tmp_path / "scores.parquet")
+    for task, expected in run.predict(shuffled).items():
+        np.testing.assert_allclose(scores[f"{task}_probability"].to_numpy(), expected, rtol=1e-5)
+
+
+def test_a_changed_schema_is_refused(run: Run, tmp_path: Path) -> None:
+    folder = run.save(tmp_path / "one")
+    about = json.loads((folder / "model.json").read_text())
+    about["schema"]["categorical"] = dict(sorted(about["schema"]["categorical"].items()))
+    (folder / "model.json").write_text(json.dumps(about))
+    with pytest.raises(ConfigError, match="was changed"):
+        load(folder)
