@@ -37,6 +37,6 @@ def test_the_page_states_the_codes_defaults() -> None:
     assert f"| {plan.CLIP_NORM} |" in PAGE
     assert f"| {plan.AVERAGING} |" in PAGE
     assert f"else {plan.ROWS_PER_UNIT} |" in PAGE
-    assert f"min(population / 2, {plan.LARGEST_DEFAULT_BATCH})" in PAGE
+    assert f"min(population / 2, {plan.SMALL_BATCH})), {plan.LARGEST_DEFAULT_BATCH})" in PAGE
     noise, stable = defaults.LOGIT_NOISE, defaults.STABLE_STEP
     assert f"{1 - defaults.MOMENTUM:.1f} min({noise} / (noise std √steps), {stable:.0f}, steps)" in PAGE

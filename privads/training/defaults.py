@@ -30,8 +30,8 @@ def default_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.Optimize
     """Returns the optimizer that `privads.fit` uses when it is given none.
 
     SGD with momentum m = 0.9 and a step eta of which ``eta / (1 - m)`` is
-    ``min(LOGIT_NOISE / (noise_std sqrt(steps)), STABLE_STEP, steps)``, where noise_std = noise_multiplier clip_norm /
-    batch is the noise of one step's mean gradient: the noise of all steps together then moves a logit by about LOGIT_NOISE.
+    ``min(LOGIT_NOISE / (noise_std sqrt(steps)), STABLE_STEP, steps)``, where noise_std, the noise of one step's mean
+    gradient, is noise_multiplier clip_norm / batch: the noise of all steps then moves a logit by about LOGIT_NOISE.
     The models are written so that this step suits them all. ``plan.learning_rate`` takes its place where it is given.
     `warm_up` is the schedule that goes with it.
     """

@@ -20,18 +20,22 @@ LEAST_CLIP_NORM = 1e-6
 """Far above where squares of float32 numbers underflow to 0, and with them the norms."""
 
 AVERAGING = 0.25
+SMALL_BATCH = 8192
 LARGEST_DEFAULT_BATCH = 32_768
 ROWS_PER_UNIT = 8
 
 
 def default_batch(population: int) -> int:
-    """Returns ``min(population / 2, 32768)``: at the same number of rows, large batches need less noise in all."""
-    return max(1, min(population // 2, LARGEST_DEFAULT_BATCH))
+    """Returns ``min(max(population / 5, min(population / 2, 8192)), 32768)``.
+
+    At the same number of rows large batches need less noise in all; small populations can afford half of their units.
+    """
+    return max(1, min(max(population // 5, min(population // 2, SMALL_BATCH)), LARGEST_DEFAULT_BATCH))
 
 
 def default_steps(population: int) -> int:
-    """Returns ``min(120 max(1, sqrt(population / 16000)), 6000)``: 60 epochs up to 16,000 units, 5 at 40 million."""
-    return min(round(120 * max(1.0, math.sqrt(population / 16_000))), 6000)
+    """Returns ``min(300 max(1, sqrt(population / 100000)), 6000)``: about 5 epochs at 40 million units."""
+    return min(round(300 * max(1.0, math.sqrt(population / 1e5))), 6000)
 
 
 @dataclass(frozen=True, kw_only=True)

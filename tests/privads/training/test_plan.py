@@ -107,8 +107,8 @@ def test_a_plan_without_a_budget_cannot_pretend_to_clip() -> None:
 
 
 def test_defaults_are_the_documented_formulas() -> None:
-    assert [default_batch(n) for n in (1, 10_000, 40_000_000)] == [1, 5000, 32_768]
-    assert [default_steps(n) for n in (10_000, 100_000, 400_000, 40_000_000)] == [120, 300, 600, 6000]
+    assert [default_batch(n) for n in (1, 10_000, 40_000, 60_000, 40_000_000)] == [1, 5000, 8192, 12_000, 32_768]
+    assert [default_steps(n) for n in (10_000, 100_000, 400_000, 40_000_000)] == [300, 300, 600, 6000]
 
 
 def test_defaults_read_the_population_and_not_the_data() -> None:
