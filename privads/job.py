@@ -166,26 +166,11 @@ def make_plan(table: PlanTable, schema: Schema) -> TrainPlan:
     """Returns the plan of a [plan] table for this schema."""
     schema.check_unit(table.unit)
     population = schema.population_of(table.unit) if table.population is None else table.population
+    shared = table.model_dump(include={"batch", "epochs", "rows_per_unit", "learning_rate", "averaging"})
     if table.without_privacy or table.epsilon is None or table.delta is None:
-        return TrainPlan.without_privacy(
-            population=population,
-            unit=table.unit,
-            batch=table.batch,
-            epochs=table.epochs,
-            rows_per_unit=table.rows_per_unit,
-            learning_rate=table.learning_rate,
-            averaging=table.averaging,
-        )
-    return TrainPlan.for_budget(
-        Budget(epsilon=table.epsilon, delta=table.delta, unit=table.unit),
-        population=population,
-        batch=table.batch,
-        epochs=table.epochs,
-        rows_per_unit=table.rows_per_unit,
-        clip_norm=table.clip_norm,
-        learning_rate=table.learning_rate,
-        averaging=table.averaging,
-    )
+        return TrainPlan.without_privacy(population=population, unit=table.unit, **shared)
+    budget = Budget(epsilon=table.epsilon, delta=table.delta, unit=table.unit)
+    return TrainPlan.for_budget(budget, population=population, clip_norm=table.clip_norm, **shared)
 
 
 def _split(logs: Logs, table: DataTable) -> tuple[Logs, Logs | None]:
