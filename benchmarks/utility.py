@@ -25,10 +25,11 @@ from rich.table import Table
 import privads
 from benchmarks.harness import Figure, Spread, json_line
 from privads.evaluation.metrics import ScoreSums, auc
-from privads.job import PlanTable, RunConfig, make_plan, prepare, read_config
+from privads.job import make_plan, prepare
 from privads.logs.logs import Logs
 from privads.logs.simulator import schema_toml, simulate
 from privads.models import build
+from privads.run_config import PlanTable, RunConfig, read_config
 from privads.training.plan import TrainPlan
 from privads.training.run import RELEASED, Run
 

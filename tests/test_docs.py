@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from privads.job import DataTable, LedgerTable, ModelTable, PlanTable, RunTable
 from privads.logs.schema import Schema, known_formats
 from privads.models import MODELS
+from privads.run_config import DataTable, LedgerTable, ModelTable, PlanTable, RunTable
 from privads.training import defaults, plan
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
