@@ -1,106 +1,173 @@
-"""Events in, bounds on epsilon out.
+"""Events in, bounds on epsilon or delta out.
 
-The accountant is dp-accounting's privacy loss distribution (PLD) under add/remove (Doroshenko et al. 2022), in its
-pessimistic form: every rounding goes against us, so the figure is an upper bound.
+What is promised is the upper end. It is the least of the figures that hold for the event:
+
+- closed form, where only plain Gaussians are composed (Balle and Wang 2018);
+- basic composition, where every mechanism is (epsilon, delta)-DP by itself: the epsilons and the deltas add up;
+- PLD: privacy loss distributions, rounded against us on a grid and composed with certified error (`composition`);
+- RDP, where PLD cannot represent a mechanism or gives nothing finite (`renyi`);
+- a join of the two, where each covers a part of the mix only: each part gets a share of delta (or of epsilon), and
+  the two guarantees add up. ``method`` names the join and the share.
+
+A mechanism that none covers raises `UnknownEvent`. Identical mechanisms are composed by their count, never one by one.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
+from typing import get_args
 
-from dp_accounting import NeighboringRelation, dp_event
-from dp_accounting.pld import PLDAccountant
+from dp_accounting import dp_event
 
-from accounting.budget import check_delta
-from accounting.mechanisms import from_json, to_json
+from accounting import certified, methods
+from accounting.budget import Neighbors, check_delta, check_epsilon
+from accounting.mechanisms import from_json, parts, to_json, unsampled
+from accounting.methods import GRID, LEAST_NOISE, Figure, Question
 
-GRID = 1e-4
+__all__ = ["COARSE_GRID", "GRID", "LEAST_NOISE", "LIBRARY", "Bounds", "delta", "epsilon", "over_steps", "profile"]
+__all__ += ["without_amplification"]
+
 COARSE_GRID = 1e-3
-"""Widths of the PLD's discretisation. Both give upper bounds; the coarse one is looser and ten times faster."""
+"""A grid for searches and progress bars: still an upper bound, looser than on `GRID` and ten times faster."""
 
-LONG_RUN_STEPS = 100_000
-LONG_RUN_GRID = 1e-5
-"""The rounding adds up over the steps: at a million, the ordinary grid would be 0.3 % off."""
+LIBRARY = f"privads {version('privads')} on dp-accounting {version('dp-accounting')}"
+"""Whose code computed a figure: losses are built on dp-accounting's distributions, and composed here."""
 
-LEAST_NOISE = 0.1
-"""Below it one step alone loses more than 50, in epsilon: nothing is promised, and nothing is computed for hours."""
-
-LITTLE_NOISE = 0.3
-"""Below it losses are so large that the coarse grid is fine enough, and the ordinary one takes minutes."""
+_LOOSER = (1.003, 1.03, 1.3, 3.0)
+"""How far below the upper end `delta` looks for a certified lower end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What is known about an epsilon: ``lower <= epsilon <= upper`` at ``delta``.
+    """What is known about a privacy figure: ``lower <= figure <= upper`` for ``neighbors``.
 
-    ``lower`` is None where no certified lower end was computed. A promise uses ``upper``.
+    The figure is the least epsilon at ``delta`` (then ``epsilon`` is None), or the least delta at ``epsilon`` (then
+    ``delta`` is None). ``lower`` is None where no certified lower end was computed or none is known. A promise uses
+    ``upper``. ``grid`` is the width of the privacy losses' discretization, None for a method without one.
     """
 
     lower: float | None
     upper: float
-    delta: float
+    epsilon: float | None
+    delta: float | None
+    neighbors: Neighbors
     method: str
-    grid: float
+    grid: float | None
     library: str
 
 
-def epsilon(event: dp_event.DpEvent, *, delta: float, grid: float | None = None) -> Bounds:
-    """Returns bounds on the least epsilon for which ``event`` is (epsilon, delta)-DP under add/remove.
+def epsilon(
+    event: dp_event.DpEvent,
+    *,
+    delta: float,
+    neighbors: Neighbors = "add-remove",
+    certify: bool = False,
+    grid: float | None = None,
+) -> Bounds:
+    """Returns bounds on the least epsilon for which ``event`` is (epsilon, delta)-DP under ``neighbors``.
 
-    delta(epsilon) is the hockey-stick divergence between the outputs on neighboring data sets; the upper end is
-    that of a distribution of privacy losses rounded up to multiples of ``grid``.
-    An event without privacy gives infinity, and so does one with a noise multiplier below `LEAST_NOISE`.
-    An event that privads does not make raises `UnknownEvent`.
+    delta(epsilon) is the hockey-stick divergence between the outputs on neighboring data sets. ``certify`` computes a
+    certified lower end too (`certified`), which takes seconds; without it only a closed form has one. ``grid`` replaces
+    the one chosen from the number of executions. An event without privacy gives infinity, and so does one with a noise
+    multiplier below `LEAST_NOISE`. What cannot be accounted raises `UnknownEvent`.
 
     >>> from accounting.mechanisms import dp_sgd
     >>> round(epsilon(dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=10_000), delta=1e-6).upper, 3)
     6.907
     """
     check_delta(delta)
-    return _epsilon(to_json(event), delta, _grid_for(event) if grid is None else grid)
+    bounds = _bounds(event, Question("epsilon", float(delta), neighbors, grid))
+    if not certify or bounds.lower is not None or math.isinf(bounds.upper):
+        return bounds
+    ends = _certified(to_json(event), float(delta), neighbors)
+    if ends is None:
+        return bounds
+    if ends[1] < bounds.upper:
+        return replace(bounds, lower=ends[0], upper=ends[1], method="PRV", grid=None)
+    return replace(bounds, lower=min(ends[0], bounds.upper))
 
 
-def without_amplification(event: dp_event.DpEvent, *, delta: float) -> Bounds:
+def delta(
+    event: dp_event.DpEvent,
+    *,
+    epsilon: float,
+    neighbors: Neighbors = "add-remove",
+    certify: bool = False,
+    grid: float | None = None,
+) -> Bounds:
+    """Returns bounds on the least delta for which ``event`` is (epsilon, delta)-DP under ``neighbors``.
+
+    Arguments and errors are those of `epsilon`. With ``certify`` the lower end is the largest of a few deltas under the
+    upper end at which the certified lower end on epsilon is above ``epsilon``; 0 where it is at none of them.
+
+    >>> from accounting.mechanisms import gaussian
+    >>> f"{delta(gaussian(noise_multiplier=1.0), epsilon=1.0).upper:.6f}"
+    '0.126937'
+    """
+    check_epsilon(epsilon)
+    bounds = _bounds(event, Question("delta", float(epsilon), neighbors, grid))
+    if not certify or bounds.lower is not None or not 1e-300 < bounds.upper < 1:
+        return bounds
+    for factor in _LOOSER:
+        ends = _certified(to_json(event), bounds.upper / factor, neighbors)
+        if ends is None:
+            return bounds
+        if ends[0] > epsilon:
+            return replace(bounds, lower=bounds.upper / factor)
+    return replace(bounds, lower=0.0)
+
+
+def without_amplification(event: dp_event.DpEvent, *, delta: float, neighbors: Neighbors = "add-remove") -> Bounds:
     """Returns the bounds that would hold if every unit were in every batch: the figure without trust in the sampler."""
-    return epsilon(_unsampled(event), delta=delta)
+    return epsilon(unsampled(event), delta=delta, neighbors=neighbors)
+
+
+def over_steps(
+    event_after: Callable[[int], dp_event.DpEvent],
+    steps: Sequence[int],
+    *,
+    delta: float,
+    neighbors: Neighbors = "add-remove",
+) -> list[Bounds]:
+    """Returns the bounds on epsilon after each of ``steps``, all at least 1, for a plot."""
+    return [epsilon(event_after(n), delta=delta, neighbors=neighbors) for n in steps]
+
+
+def profile(event: dp_event.DpEvent, *, deltas: Sequence[float], neighbors: Neighbors = "add-remove") -> list[Bounds]:
+    """Returns the bounds on epsilon at each of ``deltas``: the privacy profile."""
+    return [epsilon(event, delta=each, neighbors=neighbors) for each in deltas]
+
+
+def _bounds(event: dp_event.DpEvent, question: Question) -> Bounds:
+    if question.neighbors not in get_args(Neighbors):
+        raise ValueError(f"neighbors must be one of {get_args(Neighbors)}, got {question.neighbors!r}")
+    if question.grid is not None and not 0 < question.grid <= 1:
+        raise ValueError(f"grid must be in (0, 1], got {question.grid}")
+    figure = _figure(to_json(event), question)
+    asked_epsilon = question.least == "epsilon"
+    return Bounds(
+        lower=max(0.0, figure.value * (1 - 2e-9) - 2e-12) if figure.exact else None,
+        upper=figure.value,
+        epsilon=None if asked_epsilon else question.given,
+        delta=question.given if asked_epsilon else None,
+        neighbors=question.neighbors,
+        method=figure.method,
+        grid=figure.grid,
+        library=LIBRARY,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _figure(event_json: str, question: Question) -> Figure:
+    leaves = methods.settle(from_json(event_json), question.neighbors)
+    if leaves is None:
+        return Figure(math.inf if question.least == "epsilon" else 1.0, "no privacy")
+    return methods.answer(leaves, question)
 
 
 @lru_cache(maxsize=512)
-def _epsilon(event_json: str, delta: float, grid: float) -> Bounds:
-    event = from_json(event_json)
-    upper = math.inf
-    if _noise(event) >= LEAST_NOISE:
-        accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=grid)
-        try:
-            upper = float(accountant.compose(event).get_epsilon(delta))
-        except (ValueError, MemoryError):  # the distribution of losses does not fit into memory: nothing is promised
-            upper = math.inf
-    library = f"dp-accounting {version('dp-accounting')}"
-    return Bounds(lower=None, upper=upper, delta=delta, method="PLD", grid=grid, library=library)
+def _certified(event_json: str, delta: float, neighbors: Neighbors) -> tuple[float, float] | None:
 
-
-def _grid_for(event: dp_event.DpEvent) -> float:
-    if _noise(event) < LITTLE_NOISE:
-        return COARSE_GRID
-    long_run = isinstance(event, dp_event.SelfComposedDpEvent) and event.count > LONG_RUN_STEPS
-    return LONG_RUN_GRID if long_run else GRID
-
-
-def _noise(event: dp_event.DpEvent) -> float:
-    """Returns the noise multiplier of the Gaussian inside ``event``; 0 where there is none."""
-    match event:
-        case dp_event.GaussianDpEvent(noise_multiplier=noise_multiplier):
-            return float(noise_multiplier)
-        case dp_event.PoissonSampledDpEvent(event=inner) | dp_event.SelfComposedDpEvent(event=inner):
-            return _noise(inner)
-    return 0.0
-
-
-def _unsampled(event: dp_event.DpEvent) -> dp_event.DpEvent:
-    match event:
-        case dp_event.PoissonSampledDpEvent(event=inner):
-            return inner
-        case dp_event.SelfComposedDpEvent(event=inner, count=count):
-            return dp_event.SelfComposedDpEvent(_unsampled(inner), count)
-    return event
+    return certified.bounds(parts(from_json(event_json)), delta=delta, neighbors=neighbors)

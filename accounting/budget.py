@@ -9,10 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Neighbors = Literal["add-remove"]
+Neighbors = Literal["add-remove", "replace", "replace-label"]
 """Which pairs of data sets must look alike.
 
-`add-remove`: one has all rows of one unit more than the other.
+`add-remove`: one has all rows of one unit more than the other. `replace`: all rows of one unit are replaced by others.
+`replace-label`: they differ in the label of one row and nothing else is protected; never added to the other two.
 """
 
 PrivacyUnit = str

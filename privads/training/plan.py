@@ -86,7 +86,7 @@ class TrainPlan:
             return
         if not LEAST_CLIP_NORM <= self.clip_norm < math.inf:
             raise ValueError(f"clip_norm must be finite and at least {LEAST_CLIP_NORM}, got {self.clip_norm}")
-        _check_delta(self.budget, self.population)
+        _check_budget(self.budget, self.population)
         if self.budget.unit == EXAMPLE and self.rows_per_unit != 1:
             raise ValueError(
                 f"under unit 'example' a unit is one row: rows_per_unit must be 1, got {self.rows_per_unit}"
@@ -114,7 +114,7 @@ class TrainPlan:
         """
         if not isinstance(population, int) or population < 1:
             raise ValueError(f"population must be a whole number of at least 1, got {population!r}")
-        _check_delta(budget, population)
+        _check_budget(budget, population)
         batch, steps = _schedule(population, batch, epochs)
         noise_multiplier = calibrate.noise_multiplier(
             lambda s: mechanisms.dp_sgd(sampling_rate=batch / population, noise_multiplier=s, steps=steps),
@@ -190,7 +190,9 @@ class TrainPlan:
         return epsilon(self.event, delta=self.budget.delta)
 
 
-def _check_delta(budget: Budget, population: int) -> None:
+def _check_budget(budget: Budget, population: int) -> None:
+    if budget.neighbors != "add-remove":
+        raise ValueError(f"training is accounted for neighbors 'add-remove', not {budget.neighbors!r}")
     if budget.delta >= 1 / population:
         raise ValueError(
             f"delta must be below 1 / population = {1 / population:.3g}, got {budget.delta}: "

@@ -53,7 +53,7 @@ def test_a_unit_that_is_no_name_is_refused(unit: object) -> None:
 
 def test_unknown_neighbors_are_refused() -> None:
     with pytest.raises(ValueError, match="neighbors must be one of"):
-        Budget(**GOOD, neighbors="replace")  # type: ignore[arg-type]
+        Budget(**GOOD, neighbors="swap")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("epsilon", [1e-300, 0.5, 3, 1e9])

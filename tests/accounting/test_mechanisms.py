@@ -3,21 +3,67 @@
 import doctest
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 from dp_accounting import dp_event
+from scipy.stats import binom
 
-from accounting import mechanisms
-from accounting.mechanisms import UnknownEvent, dp_sgd, from_dict, from_json, non_private, to_dict, to_json
+from accounting import event_json, mechanisms
+from accounting.mechanisms import (
+    ApproximateDpEvent,
+    DiscreteGaussianDpEvent,
+    UnknownEvent,
+    approximate_dp,
+    composed,
+    discrete_gaussian,
+    discrete_laplace,
+    dp_sgd,
+    from_dict,
+    from_json,
+    gaussian,
+    joint_dp_sgd,
+    laplace,
+    merged_noise,
+    non_private,
+    parts,
+    private_selection,
+    pure_epsilon,
+    randomized_response,
+    repeated,
+    replaced,
+    to_dict,
+    to_json,
+    truncated_dp_sgd,
+    unsampled,
+    user_dp_sgd,
+    user_level,
+    zcdp,
+)
 
-EVENTS = [
-    dp_event.GaussianDpEvent(0.7),
-    dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=100),
-    dp_sgd(sampling_rate=1.0, noise_multiplier=0.1 + 0.2, steps=1),
-    dp_event.SelfComposedDpEvent(dp_event.GaussianDpEvent(3.0), 7),
-    non_private(),
-]
+TRUNCATED = {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 5, "population": 1000, "largest_batch": 120}
+ONE_OF_EACH: dict[str, dp_event.DpEvent] = {
+    "gaussian": gaussian(noise_multiplier=0.7),
+    "dp-sgd": dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=100),
+    "full batch": dp_sgd(sampling_rate=1.0, noise_multiplier=0.1 + 0.2, steps=1),
+    "joint": joint_dp_sgd(sampling_rate=0.01, noise_multipliers=[1.1, 9.0], steps=100),
+    "truncated": truncated_dp_sgd(**TRUNCATED),  # type: ignore[arg-type]
+    "user": user_dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=100, records=3),
+    "laplace": laplace(noise_multiplier=2.0),
+    "discrete laplace": discrete_laplace(scale=3.0, sensitivity=2),
+    "discrete gaussian": discrete_gaussian(noise_std=4.0, sensitivity=2),
+    "randomized response": randomized_response(randomize_probability=0.5, categories=4),
+    "approximate": approximate_dp(epsilon=0.5, delta=1e-7),
+    "pure": approximate_dp(epsilon=0.5, delta=0),
+    "zcdp": zcdp(rho=0.1),
+    "selection": private_selection(zcdp(rho=0.1), mean_trials=10, shape=1),
+    "poisson selection": private_selection(zcdp(rho=0.1), mean_trials=10, shape=math.inf),
+    "mix": composed(zcdp(rho=0.1), repeated(laplace(noise_multiplier=2.0), 3), gaussian(noise_multiplier=1.0)),
+    "repeated": repeated(gaussian(noise_multiplier=3.0), 7),
+    "non-private": non_private(),
+}
 GAUSSIAN = {"event": "gaussian", "noise_multiplier": 1.0}
+MIXTURE = {"event": "mixture-of-gaussians", "noise_multiplier": 1.0}
 
 
 def test_doctests_run() -> None:
@@ -29,49 +75,112 @@ def test_dp_sgd_is_a_composition_of_sampled_gaussians() -> None:
     assert dp_sgd(sampling_rate=0.25, noise_multiplier=2.0, steps=8) == expected
 
 
+def test_several_gaussians_of_one_step_see_one_sample() -> None:
+    event = joint_dp_sgd(sampling_rate=0.25, noise_multipliers=[3.0, 4.0], steps=8)
+    assert isinstance(event.event, dp_event.PoissonSampledDpEvent)
+    assert [each.noise_multiplier for each in event.event.event.events] == [3.0, 4.0]
+    # 1/9 + 1/16 = (5/12)^2
+    assert merged_noise(event.event.event) == pytest.approx(12 / 5)
+
+
+def test_a_truncated_batch_keeps_its_four_numbers() -> None:
+    event = truncated_dp_sgd(**TRUNCATED)  # type: ignore[arg-type]
+    assert event == dp_event.SelfComposedDpEvent(dp_event.TruncatedSubsampledGaussianDpEvent(1000, 0.1, 120, 1.0), 5)
+
+
+def test_a_user_loses_a_binomial_mixture_of_gaussians() -> None:
+    event = user_dp_sgd(sampling_rate=0.2, noise_multiplier=1.5, steps=9, records=2)
+    assert event.count == 9
+    assert event.event.standard_deviation == 1.5
+    assert event.event.sensitivities == (0.0, 1.0, 2.0)
+    assert event.event.sampling_probs == pytest.approx((0.64, 0.32, 0.04))
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("make", "good", "wrong"),
     [
-        {"sampling_rate": 0.0},
-        {"sampling_rate": 1.01},
-        {"sampling_rate": math.nan},
-        {"noise_multiplier": 0.0},
-        {"noise_multiplier": -1.0},
-        {"noise_multiplier": math.inf},
-        {"noise_multiplier": math.nan},
-        {"steps": 0},
-        {"steps": -3},
-        {"steps": 2.7},
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"sampling_rate": 0.0}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"sampling_rate": 1.01}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"sampling_rate": math.nan}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"noise_multiplier": 0.0}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"noise_multiplier": -1.0}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"noise_multiplier": math.inf}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"noise_multiplier": math.nan}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"steps": 0}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"steps": -3}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"steps": 2.7}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"steps": math.inf}),
+        (truncated_dp_sgd, TRUNCATED, {"population": 0}),
+        (truncated_dp_sgd, TRUNCATED, {"largest_batch": 0}),
+        (truncated_dp_sgd, TRUNCATED, {"largest_batch": 1001}),
+        (user_dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 1, "records": 2}, {"records": 0}),
+        (user_dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 1, "records": 2}, {"records": 1.5}),
+        (laplace, {"noise_multiplier": 1.0}, {"noise_multiplier": 0.0}),
+        (discrete_laplace, {"scale": 1.0, "sensitivity": 1}, {"scale": 0.0}),
+        (discrete_laplace, {"scale": 1.0, "sensitivity": 1}, {"scale": math.nan}),
+        (discrete_laplace, {"scale": 1.0, "sensitivity": 1}, {"sensitivity": 0.5}),
+        (discrete_gaussian, {"noise_std": 1.0, "sensitivity": 1}, {"noise_std": -1.0}),
+        (discrete_gaussian, {"noise_std": 1.0, "sensitivity": 1}, {"sensitivity": 0}),
+        (randomized_response, {"randomize_probability": 0.5, "categories": 2}, {"randomize_probability": 0.0}),
+        (randomized_response, {"randomize_probability": 0.5, "categories": 2}, {"categories": 1}),
+        (approximate_dp, {"epsilon": 1.0, "delta": 0.0}, {"epsilon": -1.0}),
+        (approximate_dp, {"epsilon": 1.0, "delta": 0.0}, {"epsilon": math.inf}),
+        (approximate_dp, {"epsilon": 1.0, "delta": 0.0}, {"delta": 1.0}),
+        (zcdp, {"rho": 1.0}, {"rho": 0.0}),
     ],
 )
-def test_dp_sgd_refuses_what_cannot_be_executed(wrong: dict[str, float]) -> None:
+def test_what_cannot_be_executed_is_refused(
+    make: Callable[..., dp_event.DpEvent], good: dict[str, float], wrong: dict[str, float]
+) -> None:
     (name,) = wrong
+    make(**good)
     with pytest.raises(ValueError, match=f"{name} must be"):
-        dp_sgd(**{"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10, **wrong})  # type: ignore[arg-type]
+        make(**{**good, **wrong})
 
 
-@pytest.mark.parametrize("event", EVENTS, ids=to_json)
+@pytest.mark.parametrize(("mean", "shape"), [(0.5, 1), (0.0, math.inf), (10, -1), (10, math.nan), (math.inf, 1)])
+def test_a_number_of_trials_that_cannot_be_drawn_is_refused(mean: float, shape: float) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        private_selection(zcdp(rho=0.1), mean_trials=mean, shape=shape)
+
+
+@pytest.mark.parametrize("event", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
 def test_json_and_event_are_an_inverse_pair(event: dp_event.DpEvent) -> None:
     assert from_json(to_json(event)) == event
     assert to_json(from_json(to_json(event))) == to_json(event)
+    assert hash(event) == hash(from_json(to_json(event)))
+
+
+def test_every_event_has_its_own_tag_and_is_in_these_tests() -> None:
+    tags = {tag for event in ONE_OF_EACH.values() for tag in json.dumps(to_dict(event)).split('"')}
+    assert set(event_json._KINDS) <= tags
+    assert len(set(event_json._TAGS)) == len(event_json._KINDS)
 
 
 def test_json_is_canonical() -> None:
-    text = to_json(EVENTS[1])
-    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
-    assert "\n" not in text
+    for event in ONE_OF_EACH.values():
+        text = to_json(event)
+        assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+        assert "\n" not in text
+        assert "Infinity" not in text
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        dp_event.LaplaceDpEvent(1.0),
         dp_event.NoOpDpEvent(),
-        dp_event.ComposedDpEvent([dp_event.GaussianDpEvent(1.0)]),
-        dp_event.SelfComposedDpEvent(dp_event.LaplaceDpEvent(1.0), 3),
+        dp_event.ComposedDpEvent([]),
+        dp_event.ComposedDpEvent([dp_event.NoOpDpEvent()]),
+        dp_event.LaplaceDpEvent(0.0),
         dp_event.SelfComposedDpEvent(dp_event.GaussianDpEvent(1.0), 2.7),  # a fixed bug: it was written as 2
         dp_event.PoissonSampledDpEvent(0.1, dp_event.LaplaceDpEvent(1.0)),
+        dp_event.PoissonSampledDpEvent(0.1, dp_event.ComposedDpEvent([])),
         dp_event.SampledWithoutReplacementDpEvent(100, 10, dp_event.GaussianDpEvent(1.0)),
+        dp_event.SingleEpochTreeAggregationDpEvent(1.0, 3),
+        dp_event.ZCDpEvent(rho=1.0, xi=0.5),
+        dp_event.MixtureOfGaussiansDpEvent(1.0, [0.0, 1.0], [0.5, 0.6]),
+        dp_event.MixtureOfGaussiansDpEvent(1.0, [0.0], [1.0]),
+        dp_event.MixtureOfGaussiansDpEvent(1.0, [1.0, 0.0], [0.5, 0.5]),
         "gaussian",
     ],
     ids=str,
@@ -96,10 +205,15 @@ def test_an_event_that_privads_does_not_make_is_refused(event: dp_event.DpEvent)
         {"event": "self-composed", "count": 3},
         {"event": "self-composed", "count": 3, "of": "gaussian"},
         {"event": "self-composed", "count": 3, "of": [GAUSSIAN]},
+        {"event": "self-composed", "count": True, "of": GAUSSIAN},
+        {"event": "composed", "of": []},
+        {"event": "composed", "of": GAUSSIAN},
+        {"event": "composed", "of": ["gaussian"]},
         # Fixed bugs: values out of range and fields of a later release were read as if they meant nothing.
         {**GAUSSIAN, "neighbors": "replace"},
         {"event": "non-private", "note": "but fine"},
         {"event": "gaussian", "noise_multiplier": "1e9"},
+        {"event": "gaussian", "noise_multiplier": "infinity"},
         {"event": "gaussian", "noise_multiplier": -1.0},
         {"event": "gaussian", "noise_multiplier": 0.0},
         {"event": "gaussian", "noise_multiplier": math.nan},
@@ -111,6 +225,14 @@ def test_an_event_that_privads_does_not_make_is_refused(event: dp_event.DpEvent)
         {"event": "self-composed", "count": 2.7, "of": GAUSSIAN},
         {"event": "self-composed", "count": math.inf, "of": GAUSSIAN},
         {"event": "self-composed", "count": 3, "of": {"event": "laplace"}},
+        {"event": "approximate-dp", "epsilon": 1.0},
+        {"event": "zcdp", "rho": 0.1, "xi": 0.0},
+        {"event": "discrete-gaussian", "noise_std": 1.0, "sensitivity": 1.5},
+        {"event": "randomized-response", "randomize_probability": 0.0, "categories": 2},
+        {"event": "private-selection", "mean_trials": 0.5, "shape": 1.0, "of": {"event": "zcdp", "rho": 0.1}},
+        {**MIXTURE, "sensitivities": [0.0, 1.0], "sampling_probs": [1.0]},
+        {**MIXTURE, "sensitivities": [0.0, 1.0], "sampling_probs": [0.5, 0.4]},
+        {**MIXTURE, "sensitivities": [-1.0, 1.0], "sampling_probs": [0.5, 0.5]},
         # Sampling a composition is another mechanism than composing samples.
         {
             "event": "poisson-sampled",
@@ -138,7 +260,92 @@ def test_reading_json_looks_up_no_class(monkeypatch: pytest.MonkeyPatch) -> None
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a name found in a file was looked up")
 
-    for name in ("__import__", "getattr", "eval", "exec"):
-        monkeypatch.setattr(mechanisms, name, never, raising=False)
-    with pytest.raises(UnknownEvent):
+    for name in ("__import__", "eval", "exec", "globals"):
+        monkeypatch.setattr(event_json, name, never, raising=False)
+    with pytest.raises(UnknownEvent, match="unknown event tag"):
         from_json('{"event":"GaussianDpEvent","noise_multiplier":1.0}')
+
+
+def test_parts_count_each_mechanism_once_however_it_is_nested() -> None:
+    step = dp_sgd(sampling_rate=0.1, noise_multiplier=1.0, steps=1).event
+    noisy = laplace(noise_multiplier=2.0)
+    event = composed(repeated(composed(step, noisy, step), 5), repeated(repeated(noisy, 2), 3), step)
+    assert {to_json(leaf): count for leaf, count in parts(event)} == {to_json(step): 11, to_json(noisy): 11}
+    assert parts(event) == parts(composed(repeated(noisy, 11), repeated(step, 11)))
+
+
+def test_a_group_moves_a_sum_by_as_many_sensitivities() -> None:
+    assert user_level(gaussian(noise_multiplier=6.0), 3) == gaussian(noise_multiplier=2.0)
+    assert user_level(laplace(noise_multiplier=6.0), 3) == laplace(noise_multiplier=2.0)
+    assert user_level(discrete_gaussian(noise_std=2.0, sensitivity=2), 3) == DiscreteGaussianDpEvent(2.0, 6)
+    assert user_level(discrete_laplace(scale=2.0, sensitivity=2), 3) == dp_event.DiscreteLaplaceDpEvent(0.5, 6)
+
+
+def test_group_privacy_of_zcdp_is_quadratic_and_of_pure_dp_linear() -> None:
+    assert user_level(zcdp(rho=0.1), 3).rho == pytest.approx(0.9)
+    assert user_level(approximate_dp(epsilon=0.1, delta=0), 3) == ApproximateDpEvent(pytest.approx(0.3), 0.0)
+
+
+def test_group_privacy_of_approximate_dp_adds_up_deltas_that_grow() -> None:
+    # One unit after the other: delta, then e^eps delta, then e^(2 eps) delta.
+    found = user_level(approximate_dp(epsilon=0.5, delta=1e-6), 3)
+    assert found.epsilon == pytest.approx(1.5)
+    assert found.delta == pytest.approx(1e-6 * (1 + math.exp(0.5) + math.exp(1.0)))
+    assert user_level(approximate_dp(epsilon=0.0, delta=1e-6), 3).delta == pytest.approx(3e-6)
+    assert user_level(approximate_dp(epsilon=9.0, delta=1e-6), 3) == non_private()
+
+
+def test_each_record_answers_randomized_response_for_itself() -> None:
+    answer = randomized_response(randomize_probability=0.5, categories=2)
+    assert user_level(answer, 4) == repeated(answer, 4)
+
+
+@pytest.mark.parametrize("records", [2, 5, 40])
+def test_sampled_sums_become_a_mixture_over_a_binomial(records: int) -> None:
+    event = joint_dp_sgd(sampling_rate=0.03, noise_multipliers=[3.0, 4.0], steps=8)
+    found = user_level(composed(event, gaussian(noise_multiplier=1.0)), records)
+    mixture, whole = found.events[0].event, found.events[1]
+    assert mixture.standard_deviation == pytest.approx(2.4)
+    assert mixture.sensitivities == tuple(range(records + 1))
+    assert mixture.sampling_probs == pytest.approx(binom.pmf(range(records + 1), records, 0.03))
+    assert whole == gaussian(noise_multiplier=1 / records)
+
+
+@pytest.mark.parametrize("event", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
+def test_an_owner_of_one_record_loses_what_the_record_does(event: dp_event.DpEvent) -> None:
+    assert user_level(event, 1) == event
+
+
+@pytest.mark.parametrize("name", ["truncated", "user", "selection"])
+def test_what_has_no_known_group_guarantee_is_refused(name: str) -> None:
+    with pytest.raises(UnknownEvent, match="no guarantee for an owner of 2 units is known"):
+        user_level(ONE_OF_EACH[name], 2)
+
+
+def test_a_replaced_unit_is_a_group_of_two_except_where_it_was_sampled_or_answered() -> None:
+    for name in ("gaussian", "laplace", "discrete laplace", "discrete gaussian", "zcdp", "approximate", "pure"):
+        event = ONE_OF_EACH[name]
+        assert replaced(event, "add-remove") == event
+        assert replaced(event, "replace") == replaced(event, "replace-label") == user_level(event, 2)
+    for name in ("randomized response", "dp-sgd", "truncated", "user"):
+        leaf = parts(ONE_OF_EACH[name])[0][0]
+        assert replaced(leaf, "replace") == leaf
+
+
+def test_without_sampling_every_unit_is_in_every_batch() -> None:
+    assert parts(unsampled(ONE_OF_EACH["dp-sgd"])) == [(gaussian(noise_multiplier=1.0), 100)]
+    assert parts(unsampled(ONE_OF_EACH["user"])) == [(gaussian(noise_multiplier=1 / 3), 100)]
+    assert parts(unsampled(ONE_OF_EACH["truncated"])) == [(gaussian(noise_multiplier=0.5), 5)]
+    both = parts(unsampled(ONE_OF_EACH["joint"]))
+    assert both == [(gaussian(noise_multiplier=1.1), 100), (gaussian(noise_multiplier=9.0), 100)]
+    assert unsampled(ONE_OF_EACH["laplace"]) == ONE_OF_EACH["laplace"]
+
+
+def test_pure_epsilon_is_the_largest_ratio_of_chances() -> None:
+    # p/k = 1/8 for a wrong answer, 1/2 + 1/8 for the true one.
+    assert pure_epsilon(ONE_OF_EACH["randomized response"]) == pytest.approx(math.log(5.0))
+    assert pure_epsilon(ONE_OF_EACH["laplace"]) == pytest.approx(0.5)
+    assert pure_epsilon(ONE_OF_EACH["discrete laplace"]) == pytest.approx(2 / 3)
+    assert pure_epsilon(ONE_OF_EACH["pure"]) == 0.5
+    assert pure_epsilon(ONE_OF_EACH["approximate"]) is None
+    assert pure_epsilon(ONE_OF_EACH["gaussian"]) is None
