@@ -244,17 +244,25 @@ class Model(_Record):
 
 
 class LedgerBudget(_Record):
-    """The budget of the data set, before and after this run, as the ledger holds it."""
+    """The budget of the data set, before and after this run, as the ledger holds it.
+
+    ``this_run``: what the run was charged, in its own terms, ``charged_unit`` and ``charged_neighbors``; the ledger
+    turned it into a cost for ``unit`` where that is another one.
+    """
 
     dataset: Text
     unit: Text
     neighbors: Neighbors
+    rule: Text = NOT_STATED
+    """How charges add up: only under basic composition is what is left the limit less their sum."""
     limit_epsilon: Positive
     limit_delta: Delta
     spent_before_epsilon: Amount
     spent_before_delta: Amount | None = None
     this_run_epsilon: Amount
     this_run_delta: Amount | None = None
+    charged_unit: Text
+    charged_neighbors: Neighbors
     left_epsilon: Amount
     left_delta: Amount
     entry: Text
@@ -347,11 +355,13 @@ class Report(_Record):
         promise, budget = self.guarantee, self.budget
         if promise and not self.mechanism.is_private:
             raise ValueError("a guarantee cannot rest on an event without privacy")
-        if promise and budget and (promise.unit, promise.neighbors) != (budget.unit, budget.neighbors):
-            raise ValueError(
-                f"the guarantee is for {promise.unit} ({promise.neighbors}), "
-                f"but the budget is for {budget.unit} ({budget.neighbors})"
-            )
+        if promise and budget:
+            charged = budget.charged_unit, budget.charged_neighbors
+            if (promise.unit, promise.neighbors) != charged:
+                raise ValueError(
+                    f"the guarantee is for {promise.unit} ({promise.neighbors}), "
+                    f"but what was charged is for {charged[0]} ({charged[1]})"
+                )
         return self
 
     def with_status(self, status: Status) -> tuple[str, ...]:

@@ -170,12 +170,19 @@ def _budget_rows(report: Report) -> list[Row]:
             relation=relation,
         )
 
-    released = report.guarantee.released if report.guarantee else "this run"
+    this_run = bound(
+        budget.this_run_epsilon,
+        delta=budget.this_run_delta,
+        unit=budget.charged_unit,
+        neighbors=budget.charged_neighbors,
+        released=report.guarantee.released if report.guarantee else "this run",
+    )
     return [
         ("limit", amount(budget.limit_epsilon, budget.limit_delta, "everything ever released", "=")),
         ("before", amount(budget.spent_before_epsilon, budget.spent_before_delta, "earlier releases", "<=")),
-        ("this run", amount(budget.this_run_epsilon, budget.this_run_delta, released, "<=")),
+        ("this run", this_run),
         ("left", amount(budget.left_epsilon, budget.left_delta, "not yet released", "=")),
+        ("rule", budget.rule),
         ("data set", budget.dataset),
         ("ledger entry", budget.entry),
         ("ledger head", budget.head),

@@ -19,7 +19,6 @@ from torch import nn
 from accounting import mechanisms
 from accounting.accountant import Bounds, epsilon, without_amplification
 from accounting.ledger import Entry, Ledger
-from accounting.ledger_rules import DELTA_PLACES, EPSILON_PLACES
 from accounting.report import record
 from accounting.report.summary import summary
 from privads.batch import Rows
@@ -259,19 +258,23 @@ class Run:
         budget = self.plan.budget
         if self.ledger is None or self.entry is None or budget is None:
             return None
-        balance = self.ledger.balance(self.schema.dataset)
+        now = self.ledger.balance(self.schema.dataset)
+        before = self.ledger.balance(self.schema.dataset, without=self.entry)
         return record.LedgerBudget(
             dataset=self.schema.dataset,
-            unit=balance.limit.unit,
-            neighbors=balance.limit.neighbors,
-            limit_epsilon=balance.limit.epsilon,
-            limit_delta=balance.limit.delta,
-            spent_before_epsilon=max(round(balance.spent_epsilon - self.entry.epsilon, EPSILON_PLACES), 0.0),
-            spent_before_delta=max(round(balance.spent_delta - self.entry.delta, DELTA_PLACES), 0.0),
+            unit=now.limit.unit,
+            neighbors=now.limit.neighbors,
+            rule=now.rule if now.order is None else f"{now.rule} at order {now.order:g}",
+            limit_epsilon=now.limit.epsilon,
+            limit_delta=now.limit.delta,
+            spent_before_epsilon=before.spent_epsilon,
+            spent_before_delta=before.spent_delta,
             this_run_epsilon=self.entry.epsilon,
             this_run_delta=self.entry.delta,
-            left_epsilon=balance.left_epsilon,
-            left_delta=balance.left_delta,
+            charged_unit=self.entry.unit,
+            charged_neighbors=self.entry.neighbors,
+            left_epsilon=now.left_epsilon,
+            left_delta=now.left_delta,
             entry=str(self.entry.id),
             head=self.ledger.head(),
         )

@@ -261,9 +261,14 @@ def test_a_guarantee_cannot_rest_on_an_event_without_privacy() -> None:
         report(mechanism=open_run)
 
 
-def test_guarantee_and_budget_must_be_about_the_same_unit() -> None:
+def test_guarantee_and_charge_must_be_about_the_same_unit() -> None:
     with pytest.raises(ValidationError, match="user-day"):
         report(guarantee=guarantee(unit="user-day"))
+
+
+def test_a_charge_may_be_turned_into_another_units_cost() -> None:
+    converted = sample.BLOCKS["budget"].model_copy(update={"unit": "user-day"})
+    assert report(budget=converted).budget.unit == "user-day"
 
 
 def test_bounds_in_the_wrong_order_are_refused() -> None:

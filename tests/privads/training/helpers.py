@@ -66,5 +66,5 @@ def small_plan(*, epsilon: float = 5.0, unit: str = "user", steps: int = 10, **s
 
 
 def new_ledger(folder: Path, *, epsilon: float = 20.0, dataset: str = "small", unit: str = "user") -> Ledger:
-    limit = Budget(epsilon=epsilon, delta=1e-3, unit=unit)
+    limit = Budget(epsilon=epsilon, delta=9e-5, unit=unit)
     return Ledger.init(f"sqlite:///{folder / 'budget.db'}", dataset=dataset, budget=limit)
