@@ -27,16 +27,29 @@ class Figure:
     value: float
     unit: str
     at_least: float | None = None
+    at_most: float | None = None
 
     @property
     def holds(self) -> bool | None:
-        """Whether the value reaches the target; None where there is none."""
-        return None if self.at_least is None else self.value >= self.at_least
+        """Whether the value lies within the target; None where there is none."""
+        if self.target is None:
+            return None
+        above = self.at_least is None or self.value >= self.at_least
+        return above and (self.at_most is None or self.value <= self.at_most)
+
+    @property
+    def target(self) -> str | None:
+        """The target as it is printed: a least value, a greatest one, or both."""
+        ends = []
+        if self.at_least is not None:
+            ends.append(f">= {self.at_least:.7g}")
+        if self.at_most is not None:
+            ends.append(f"<= {self.at_most:.7g}")
+        return " and ".join(ends) or None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the figure as it stands in the JSON line."""
-        target = None if self.at_least is None else f">= {self.at_least:g}"
-        return {"name": self.name, "value": self.value, "unit": self.unit, "target": target, "holds": self.holds}
+        return {"name": self.name, "value": self.value, "unit": self.unit, "target": self.target, "holds": self.holds}
 
 
 @dataclass(frozen=True, kw_only=True)

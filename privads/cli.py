@@ -6,10 +6,14 @@ Exit codes: 0 done; 2 usage or bad input (one clear line); 3 budget exceeded; 13
 import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from privads import cli_budget
+from privads.cli_budget import Json
 
 app = typer.Typer(
     help="Train ads models with differential privacy, and say for every run what it cost.",
@@ -17,14 +21,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-budget_app = typer.Typer(help="The privacy budget of each data set.", no_args_is_help=True)
-app.add_typer(budget_app, name="budget")
-
 BAD_INPUT, BUDGET_EXCEEDED, INTERRUPTED = 2, 3, 130
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-LedgerUrl = Annotated[str, typer.Option("--ledger", help="Where the budget is kept, such as sqlite:///budget.db.")]
-Dataset = Annotated[str, typer.Option("--dataset", help="The data set's name, as its schema says.")]
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"privads {version('privads')}")
+        raise typer.Exit
+
+
+@app.callback()
+def front(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Hold the options that belong to no verb; without it `--version` has no place."""
 
 
 @app.command()
@@ -36,12 +48,16 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model on a log, within a budget, and write its run folder and report."""
-    from accounting.report.summary import summary
-    from privads.job import prepare, read_config
-    from privads.progress import bar
+    from privads.run_config import read_config
 
     settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
-    job = prepare(read_config(config, settings))
+    read = read_config(config, settings)  # before the slow imports: a typing error is answered at once
+
+    from accounting.report.summary import summary
+    from privads.job import prepare
+    from privads.progress import bar
+
+    job = prepare(read)
     try:
         run = job.run(progress=None if quiet else bar)
     except KeyboardInterrupt:
@@ -112,73 +128,8 @@ def simulate(
     typer.echo(f"{table.num_rows} impressions of {users} users: {out}; schema: {schema}")
 
 
-@budget_app.command("init")
-def budget_init(
-    ledger: LedgerUrl,
-    dataset: Dataset,
-    epsilon: Annotated[float, typer.Option(help="The limit, once and for all.")],
-    delta: Annotated[float, typer.Option(help="The limit on delta.")],
-    unit: Annotated[str, typer.Option(help="Who is protected, as the schema calls it: user, example, ...")],
-) -> None:
-    """Set a data set's limit. It is set once; no run can go past it."""
-    from accounting.budget import Budget
-    from accounting.ledger import Ledger
-
-    limit = Budget(epsilon=epsilon, delta=delta, unit=unit)
-    Ledger.init(ledger, dataset=dataset, budget=limit)
-    typer.echo(f"{dataset}: limit {limit} in {ledger}")
-
-
-@budget_app.command("show")
-def budget_show(ledger: LedgerUrl, dataset: Dataset, as_json: Json = False) -> None:
-    """Show a data set's limit, what was spent and what is left."""
-    from accounting.ledger import Ledger
-
-    book = Ledger.open(ledger)
-    balance, history = book.balance(dataset), book.history(dataset)
-    if as_json:
-        _print_json(
-            {
-                "dataset": dataset,
-                "unit": balance.limit.unit,
-                "neighbors": balance.limit.neighbors,
-                "limit": {"epsilon": balance.limit.epsilon, "delta": balance.limit.delta},
-                "spent": {"epsilon": balance.spent_epsilon, "delta": balance.spent_delta},
-                "left": {"epsilon": balance.left_epsilon, "delta": balance.left_delta},
-                "entries": [
-                    {
-                        "id": one.id,
-                        "state": one.state,
-                        "epsilon": one.epsilon,
-                        "delta": one.delta,
-                        "purpose": one.purpose,
-                    }
-                    for one in history
-                ],
-            }
-        )
-        return
-    terms = f"{balance.limit.unit}, {balance.limit.neighbors.replace('-', '/')}"
-    typer.echo(f"{dataset}: limit {balance.limit}")
-    typer.echo(f"spent: epsilon {balance.spent_epsilon:.6g}, delta {balance.spent_delta:.3g} ({terms})")
-    typer.echo(f"left: epsilon {balance.left_epsilon:.6g}, delta {balance.left_delta:.3g} ({terms})")
-    for one in history:
-        typer.echo(
-            f"  {one.id}  {one.state:9}  epsilon {one.epsilon:.6g}, delta {one.delta:.3g} ({terms})  {one.purpose}"
-        )
-
-
-@budget_app.command("verify")
-def budget_verify(
-    ledger: LedgerUrl,
-    head: Annotated[str | None, typer.Option(help="The ledger's head hash from an earlier report.")] = None,
-) -> None:
-    """Check that no entry of a ledger was changed, removed or reordered."""
-    from accounting.ledger import Ledger
-
-    found = Ledger.open(ledger).verify(head=head)
-    tail = "it contains the given head" if found.anchored else "its tail is not anchored: give --head from a report"
-    typer.echo(f"{found.entries} entries, unbroken; {tail}; head {found.head}")
+app.command("calibrate")(cli_budget.calibrate)
+app.add_typer(cli_budget.app, name="budget")
 
 
 def main() -> None:
@@ -199,10 +150,6 @@ def _refuse(error: Exception, code: int) -> None:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     print(f"privads: {lines[0]}", file=sys.stderr)
     sys.exit(code)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, sort_keys=True))
 
 
 if __name__ == "__main__":

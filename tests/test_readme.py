@@ -46,7 +46,8 @@ def test_the_readmes_python_blocks_run_and_print_what_it_shows(tmp_path: Path) -
 
 
 def test_the_readmes_run_file_is_accepted(tmp_path: Path) -> None:
-    from privads.job import prepare, read_config
+    from privads.job import prepare
+    from privads.run_config import read_config
 
     for line in shell_lines():
         words = line.replace("40000", USERS).split()[1:]
@@ -60,7 +61,8 @@ def test_the_readmes_run_file_is_accepted(tmp_path: Path) -> None:
 def test_every_file_and_verb_that_the_readme_names_exists() -> None:
     for name in re.findall(r"`(examples/[\w.]+)`|\]\((docs/[\w.]+)\)", README):
         assert (ROOT / (name[0] or name[1])).is_file(), name
-    from privads.cli import app, budget_app
+    from privads.cli import app
+    from privads.cli_budget import app as budget_app
 
     verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
     verbs |= {command.name for command in budget_app.registered_commands if command.name} | {"budget"}

@@ -81,7 +81,7 @@ def with_budget(folder: Path) -> Path:
     return folder
 
 
-def init(folder: Path, epsilon: str = "7", delta: str = "1e-3") -> Done:
+def init(folder: Path, epsilon: str = "7", delta: str = "9e-5") -> Done:
     ledger = ("--ledger", "sqlite:///budget.db", "--dataset", "small")
     return privads(folder, "budget", "init", *ledger, "--epsilon", epsilon, "--delta", delta, "--unit", "user")
 
@@ -169,8 +169,9 @@ def test_budget_show_and_verify(with_budget: Path) -> None:
     privads(with_budget, "train", "run.toml", "--out", "run")
     ledger = ("--ledger", "sqlite:///budget.db")
     shown = json.loads(privads(with_budget, "budget", "show", *ledger, "--dataset", "small", "--json").stdout)
-    assert shown["limit"] == {"epsilon": 7.0, "delta": 1e-3}
-    assert [one["state"] for one in shown["entries"]] == ["committed"]
+    assert (shown["limit"]["epsilon"], shown["limit"]["delta"]) == (7.0, 9e-5)
+    history = json.loads(privads(with_budget, "budget", "history", *ledger, "--dataset", "small", "--json").stdout)
+    assert [one["state"] for one in history["entries"]] == ["committed"]
     head = json.loads((with_budget / "run" / "report.json").read_text())["budget"]["head"]
     assert "contains the given head" in privads(with_budget, "budget", "verify", *ledger, "--head", head).stdout
     assert "not anchored" in privads(with_budget, "budget", "verify", *ledger).stdout
@@ -279,7 +280,7 @@ def test_a_limit_is_set_once(with_budget: Path) -> None:
     refused(init(with_budget, epsilon="100"), 2, "set once")
 
 
-@pytest.mark.parametrize(("epsilon", "delta"), [("0", "1e-3"), ("nan", "1e-3"), ("1", "1"), ("1", "0")])
+@pytest.mark.parametrize(("epsilon", "delta"), [("0", "1e-5"), ("nan", "1e-5"), ("1", "1"), ("1", "0")])
 def test_a_bad_limit_creates_no_ledger(folder: Path, epsilon: str, delta: str) -> None:
     refused(init(folder, epsilon=epsilon, delta=delta), 2, "must be")
     assert not (folder / "budget.db").exists()
