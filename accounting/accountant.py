@@ -79,6 +79,8 @@ def epsilon(
     """
     check_delta(delta)
     bounds = _bounds(event, Question("epsilon", float(delta), neighbors, grid))
+    if bounds.upper == 0:
+        return replace(bounds, lower=0.0)
     if not certify or bounds.lower is not None or math.isinf(bounds.upper):
         return bounds
     ends = _certified(to_json(event), float(delta), neighbors)
@@ -169,5 +171,4 @@ def _figure(event_json: str, question: Question) -> Figure:
 
 @lru_cache(maxsize=512)
 def _certified(event_json: str, delta: float, neighbors: Neighbors) -> tuple[float, float] | None:
-
     return certified.bounds(parts(from_json(event_json)), delta=delta, neighbors=neighbors)

@@ -67,7 +67,9 @@ def most_steps(
 
     def cost(candidate: float, grid: float | None) -> float:
         if candidate > MOST_STEPS:
-            raise ValueError(f"more than {MOST_STEPS} steps keep {budget}: state how many you want")
+            if _cost(make_event(MOST_STEPS), budget, beside, grid) <= budget.epsilon:
+                raise ValueError(f"more than {MOST_STEPS} steps keep {budget}: state how many you want")
+            return math.inf
         return _cost(make_event(math.floor(candidate)), budget, beside, grid) if candidate >= 1 else 0.0
 
     found = math.floor(_search(cost, budget.epsilon, start=1000.0, safer=-1))

@@ -246,7 +246,7 @@ def _transform(
     for each, n in rounded:
         coefficients = rfft(each.tilted(tilt, mesh, length))
         size = np.abs(coefficients) + unit
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # a coefficient of 0 stays 0
             log_sum += n * np.log(coefficients)
         log_size += n * np.log(size)
         doubt += n * (unit / size + 4 * ULP)

@@ -36,7 +36,8 @@ _REACH = 12.0
 _ROUNDING = 1e-14
 """More than the floating-point error of one logarithm of a moment."""
 _BLOCKS = 512
-_TILTS = np.geomspace(1e-4, 1e4, 161)
+_FEW_POINTS = 2**14
+_TILTS = np.geomspace(1e-4, 1e8, 241)
 
 
 class TooFine(ValueError):  # noqa: N818
@@ -139,9 +140,9 @@ class _Direction:
         last = max(last, math.ceil(edge) + 2, first + 1)
         first, last = max(first, self._least), min(last, self._most)
         last = max(last, first)
+        if last - first >= MOST_POINTS:
+            raise TooFine(f"{last - first} points: take a coarser grid")
         points = fft.next_fast_len(max(last - first + 1, 64), real=True)
-        if points > MOST_POINTS:
-            raise TooFine(f"{points} points: take a coarser grid")
         masses = [mass for mass, _ in tilted]
         mass = _convolve(self._parts, masses, first, points)
         whole = first == self._least
@@ -154,7 +155,9 @@ class _Direction:
         be small for a tight bound, as it wraps around to lower losses. Tilted back, it is below
         ``M(t) _ABOVE exp(-t x)``.
         """
-        steeper = np.geomspace(1.05 * tilt, 1e5, 64)
+        if self._most - self._least < _FEW_POINTS:
+            return self._most, 0.0
+        steeper = np.geomspace(1.05 * tilt, max(1e5, 10 * tilt), 64)
         start, share = self._estimate(tilt), math.log(_ABOVE)
         reach = [(self._estimate(u) - start - share) / (u - tilt) for u in steeper]
         u = float(steeper[int(np.argmin(reach))])
@@ -170,7 +173,7 @@ class _Window:
     def __init__(
         self, first: int, grid: float, tilt: float, log_moment: float, mass: Array, *, tail: float, whole: bool
     ) -> None:
-        losses = (first + np.arange(len(mass))) * grid
+        losses = (float(first) + np.arange(len(mass))) * grid
         exponents = log_moment - tilt * losses
         kept = exponents < 600.0  # below, the tilt leaves only rounding
         self._losses, self._grid, self._tail = losses[kept], grid, tail
@@ -257,4 +260,4 @@ def _convolve(parts: Sequence[_Part], masses: Sequence[Array], first: int, point
     error[small] = size[small] * np.expm1(log_error[small])
     result = fft.irfft(size * np.exp(1j * phase), points)
     slack = 2 * float(error.sum() + eta * size.sum()) / points
-    return np.asarray(np.maximum(np.roll(result, start - first), 0.0) + slack)
+    return np.asarray(np.maximum(np.roll(result, (start - first) % points), 0.0) + slack)

@@ -13,6 +13,15 @@ from typing import Any
 
 from dp_accounting import dp_event
 
+MOST_COUNT = 2**53
+"""Whole numbers up to here have a float each; more executions are refused than can be counted."""
+
+LEAST_AMOUNT, MOST_AMOUNT = 1e-100, 1e100
+"""Amounts whose squares are still floats, with room for as many as `MOST_COUNT` of them."""
+
+MOST_NESTED = 100
+"""Levels of events within events."""
+
 
 class UnknownEvent(ValueError):  # noqa: N818
     """The event, or a part of it, is none that privads makes or that can be accounted; it is refused, never guessed."""
@@ -54,6 +63,13 @@ class _Kind:
 
 def build(tag: str, **values: Any) -> dp_event.DpEvent:
     """Returns the event with this tag; raises ValueError for a value out of its range."""
+    event = _assembled(tag, values)
+    to_dict(event)
+    return event
+
+
+def _assembled(tag: str, values: Mapping[str, Any]) -> dp_event.DpEvent:
+    """Returns the event with its own fields checked, and not those of the events within it."""
     kind = _KINDS[tag]
     event = kind.made(**{field.attribute: field.check(field.name, values[field.name]) for field in kind.fields})
     _check_whole(event)
@@ -62,6 +78,11 @@ def build(tag: str, **values: Any) -> dp_event.DpEvent:
 
 def to_dict(event: dp_event.DpEvent) -> dict[str, Any]:
     """Returns the event as tagged plain data; raises `UnknownEvent` for anything privads does not make."""
+    return _written(event, MOST_NESTED)
+
+
+def _written(event: dp_event.DpEvent, levels: int) -> dict[str, Any]:
+    _check_levels(levels)
     tag = _TAGS.get(type(event))
     if tag is None:
         raise UnknownEvent(f"{type(event).__name__} is not a mechanism that privads executes")
@@ -72,7 +93,7 @@ def to_dict(event: dp_event.DpEvent) -> dict[str, Any]:
         raise
     except (TypeError, ValueError, OverflowError) as error:
         raise UnknownEvent(f"not a mechanism that privads executes: {tag}, {error}") from error
-    return {"event": tag, **{name: _plain(value) for name, value in values.items()}}
+    return {"event": tag, **{name: _plain(value, levels - 1) for name, value in values.items()}}
 
 
 def from_dict(data: Mapping[str, Any]) -> dp_event.DpEvent:
@@ -80,18 +101,23 @@ def from_dict(data: Mapping[str, Any]) -> dp_event.DpEvent:
 
     A field that is missing, out of range or not known here is refused too: a later release may mean something by it.
     """
+    event = _made(data, MOST_NESTED)
+    if to_dict(event) != data:
+        raise UnknownEvent(f"not an event as privads writes it: {data!r}")
+    return event
+
+
+def _made(data: Mapping[str, Any], levels: int) -> dp_event.DpEvent:
+    _check_levels(levels)
     try:
         kind = _KINDS.get(data["event"])
         if kind is None:
             raise UnknownEvent(f"unknown event tag {data['event']!r}")
-        event = build(data["event"], **{f.name: _read(data[f.name]) for f in kind.fields})
+        return _assembled(data["event"], {f.name: _read(data[f.name], levels - 1) for f in kind.fields})
     except UnknownEvent:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnknownEvent(f"not an event of privads: {data!r}") from error
-    if to_dict(event) != data:
-        raise UnknownEvent(f"not an event as privads writes it: {data!r}")
-    return event
 
 
 def to_json(event: dp_event.DpEvent) -> str:
@@ -102,33 +128,48 @@ def to_json(event: dp_event.DpEvent) -> str:
 def from_json(text: str) -> dp_event.DpEvent:
     """Returns the event that `to_json` wrote."""
     try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        data = json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError:
         data = None
+    except RecursionError:
+        _check_levels(0)
     if not isinstance(data, dict):
         raise UnknownEvent(f"not an event of privads: {text!r}")
     return from_dict(data)
 
 
-def _plain(value: Any) -> Any:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(pairs)
+    if len(read) < len(pairs):
+        raise UnknownEvent(f"a key stands twice among {[key for key, _ in pairs]}")
+    return read
+
+
+def _check_levels(levels: int) -> None:
+    if levels <= 0:
+        raise UnknownEvent(f"events are nested more than {MOST_NESTED} deep")
+
+
+def _plain(value: Any, levels: int) -> Any:
     if isinstance(value, dp_event.DpEvent):
-        return to_dict(value)
+        return _written(value, levels)
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, levels) for item in value]
     return "infinity" if value == math.inf else value
 
 
-def _read(value: Any) -> Any:
+def _read(value: Any, levels: int) -> Any:
     if isinstance(value, dict):
-        return from_dict(value)
+        return _made(value, levels)
     if isinstance(value, list):
-        return tuple(_read(item) for item in value)
+        _check_levels(levels)
+        return tuple(_read(item, levels - 1) for item in value)
     return math.inf if value == "infinity" else value
 
 
 def _number(accepts: Callable[[float], bool], range_name: str) -> Callable[[str, Any], float]:
     def check(name: str, value: Any) -> float:
-        if isinstance(value, str | bool) or not accepts(float(value)):
+        if isinstance(value, str | bool) or not accepts(value):
             raise ValueError(f"{name} must be {range_name}, got {value}")
         return float(value)
 
@@ -137,8 +178,8 @@ def _number(accepts: Callable[[float], bool], range_name: str) -> Callable[[str,
 
 def _whole(least: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
-        if isinstance(value, str | bool) or not math.isfinite(value) or value != int(value) or value < least:
-            raise ValueError(f"{name} must be a whole number, at least {least}, got {value}")
+        if isinstance(value, str | bool) or not least <= value <= MOST_COUNT or value != int(value):
+            raise ValueError(f"{name} must be a whole number from {least} to 2^53, got {value}")
         return int(value)
 
     return check
@@ -149,7 +190,8 @@ def _numbers(check: Callable[[str, Any], float]) -> Callable[[str, Any], tuple[f
 
 
 def _event(name: str, value: Any) -> dp_event.DpEvent:
-    to_dict(value)
+    if type(value) not in _TAGS:
+        raise UnknownEvent(f"{type(value).__name__} is not a mechanism that privads executes")
     return value
 
 
@@ -175,9 +217,9 @@ def _check_whole(event: dp_event.DpEvent) -> None:
                 raise ValueError("sampling_probs must be one for each of sensitivities and sum to 1")
             if list(shifts) != sorted(set(shifts)) or max(shifts) <= 0:
                 raise ValueError("sensitivities must rise and end above 0")
-        case dp_event.RepeatAndSelectDpEvent(mean=mean, shape=shape):
-            if mean < 1 and shape != math.inf:
-                raise ValueError(f"mean_trials must be at least 1 unless shape is infinite, got {mean}")
+        case dp_event.RepeatAndSelectDpEvent(mean=mean):
+            if mean < 1:  # so rarely does a Poisson number of them run that its theorem does not hold
+                raise ValueError(f"mean_trials must be at least 1, got {mean}")
         case dp_event.ZCDpEvent(xi=xi):
             if xi != 0:
                 raise ValueError(f"xi must be 0, got {xi}")
@@ -186,12 +228,12 @@ def _check_whole(event: dp_event.DpEvent) -> None:
                 raise ValueError(f"largest_batch must be at most population, {population}, got {largest}")
 
 
-_POSITIVE = _number(lambda x: 0 < x < math.inf, "positive and finite")
-_NOT_NEGATIVE = _number(lambda x: 0 <= x < math.inf, "finite and at least 0")
+_POSITIVE = _number(lambda x: LEAST_AMOUNT <= x <= MOST_AMOUNT, f"from {LEAST_AMOUNT} to {MOST_AMOUNT}")
+_NOT_NEGATIVE = _number(lambda x: 0 <= x <= MOST_AMOUNT, f"from 0 to {MOST_AMOUNT}")
 _RATE = _number(lambda x: 0 < x <= 1, "in (0, 1]")
 _CHANCE = _number(lambda x: 0 <= x <= 1, "in [0, 1]")
 _FAILURE = _number(lambda x: 0 <= x < 1, "in [0, 1)")
-_SHAPE = _number(lambda x: x >= 0, "at least 0, or infinity")
+_SHAPE = _number(lambda x: 0 <= x <= MOST_AMOUNT or x == math.inf, f"from 0 to {MOST_AMOUNT}, or infinity")
 _ONCE, _TWICE = _whole(1), _whole(2)
 
 _NOISE = _Field("noise_multiplier", "noise_multiplier", _POSITIVE)

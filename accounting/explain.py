@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from dp_accounting import dp_event
 from dp_accounting.pld.privacy_loss_distribution import identity
+from scipy.signal import lfilter
 from scipy.special import log_ndtr, ndtr, ndtri
 
 from accounting.budget import Neighbors
@@ -84,7 +85,8 @@ def true_positive_rate(
 
 
 def _found(epsilons: Array, deltas: Array, rate: float) -> float:
-    missed = np.maximum(1 - deltas - np.exp(epsilons) * rate, np.exp(-epsilons) * (1 - deltas - rate))
+    growth = np.exp(np.minimum(epsilons, 700.0))  # the largest that floats hold
+    missed = np.maximum(1 - deltas - growth * rate, np.exp(-epsilons) * (1 - deltas - rate))
     return float(1 - max(0.0, missed.max()))
 
 
@@ -116,7 +118,8 @@ def _deltas(pmf: Any, grid: float, epsilons: Array) -> Array:
     losses = (pmf._lower_loss + np.arange(len(pmf._probs))) * grid
     inside = losses > 0
     losses, masses = losses[inside], np.append(pmf._probs[inside], 0.0)
-    upper = np.cumsum(masses[::-1])[::-1]  # mass of P at each loss and above, and of Q
-    lower = np.cumsum((masses * np.exp(-np.append(losses, 0.0)))[::-1])[::-1]
+    upper = np.cumsum(masses[::-1])[::-1]  # mass of P at each loss and above
+    lower = lfilter([1.0], [1.0, -math.exp(-grid)], masses[::-1])[::-1]  # that of Q, times exp(loss)
     start = np.searchsorted(losses, epsilons, side="right")
-    return np.asarray(np.clip(upper[start] - np.exp(epsilons) * lower[start] + pmf._infinity_mass, 0.0, 1.0))
+    growth = np.exp(epsilons - np.append(losses, math.inf)[start])
+    return np.asarray(np.clip(upper[start] - growth * lower[start] + pmf._infinity_mass, 0.0, 1.0))

@@ -59,9 +59,10 @@ def _truncated(
 ) -> PrivacyLossDistribution:
     """Returns the loss of Poisson sampling whose batch is cut to B units at random (dp-accounting, supplement 4.3).
 
-    Where the other N - 1 units do not fill the batch, nothing is cut and the loss is that of Poisson sampling. Where
+    Where the other n - 1 units do not fill the batch, nothing is cut and the loss is that of Poisson sampling. Where
     they do (probability t), a sampled unit replaces another one: twice the sensitivity, and sampled with the
-    probability r of being in a cut batch. The loss of knowing which case it was is the mixture of both.
+    probability r of being in a cut batch. The loss of knowing which case it was is the mixture of both. t is largest
+    if all N stated units are there, but r is smaller then than if there are fewer, which nobody knows; r is at most q.
     """
     n, q, most = leaf.dataset_size, leaf.sampling_probability, leaf.truncated_batch_size
     shift = 1 / leaf.noise_multiplier
@@ -69,8 +70,7 @@ def _truncated(
     full = float(binom.sf(most - 1, n - 1, q))
     if full == 0:
         return whole
-    in_batch = min(1.0, float(binom.sf(most, n, q)) * most / full / n)
-    cut = _rounded(sampled_pairs(in_batch, 2 * shift, "replace"), grid)
+    cut = _rounded(sampled_pairs(q, 2 * shift, "replace"), grid)
     return cut.compute_mixture(whole, full)
 
 

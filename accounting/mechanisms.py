@@ -19,6 +19,9 @@ from scipy.stats import binom
 
 from accounting.budget import Neighbors
 from accounting.event_json import (
+    LEAST_AMOUNT,
+    MOST_AMOUNT,
+    MOST_COUNT,
     ApproximateDpEvent,
     DiscreteGaussianDpEvent,
     UnknownEvent,
@@ -58,6 +61,10 @@ __all__ = [
     "user_level",
     "zcdp",
 ]
+
+
+MOST_RECORDS = 1000
+"""Rows of one owner, each clipped by itself. More cost too much to be of use, and their accounting takes hours."""
 
 
 def dp_sgd(*, sampling_rate: float, noise_multiplier: float, steps: int) -> dp_event.DpEvent:
@@ -133,8 +140,8 @@ def discrete_laplace(*, scale: float, sensitivity: int) -> dp_event.DpEvent:
 
     ``sensitivity`` is the L1 sensitivity, a whole number (Ghosh, Roughgarden, Sundararajan 2009).
     """
-    if not (isinstance(scale, int | float) and 0 < scale < math.inf):
-        raise ValueError(f"scale must be positive and finite, got {scale}")
+    if not (isinstance(scale, int | float) and LEAST_AMOUNT <= scale <= MOST_AMOUNT):
+        raise ValueError(f"scale must be from {LEAST_AMOUNT} to {MOST_AMOUNT}, got {scale}")
     return build("discrete-laplace", noise_parameter=1 / scale, sensitivity=sensitivity)
 
 
@@ -175,7 +182,7 @@ def private_selection(event: dp_event.DpEvent, *, mean_trials: float, shape: flo
 
     The number of trials is truncated negative binomial with this mean and ``shape`` (1 geometric, 0 logarithmic), or
     Poisson where shape is infinite, drawn independently of the data; runs not chosen stay secret, and so does the
-    number (Papernot and Steinke 2022, theorems 2 and 6).
+    number (Papernot and Steinke 2022, theorems 2 and 6). The mean is at least 1: theorem 6 fails below.
     """
     return build("private-selection", mean_trials=mean_trials, shape=shape, of=event)
 
@@ -208,13 +215,15 @@ def parts(event: dp_event.DpEvent) -> list[tuple[dp_event.DpEvent, int]]:
         each, count = pending.pop()
         match each:
             case dp_event.SelfComposedDpEvent(event=inner, count=times):
-                pending.append((inner, count * int(times)))
+                pending.append((inner, count * times))
             case dp_event.ComposedDpEvent(events=events):
                 pending.extend((inner, count) for inner in events)
             case _:
                 text = to_json(each)
                 leaves[text] = each
                 counts[text] = counts.get(text, 0) + count
+                if counts[text] > MOST_COUNT:
+                    raise UnknownEvent(f"more than 2^53 executions of {text} cannot be accounted")
     return [(leaves[text], counts[text]) for text in sorted(counts)]
 
 
@@ -227,8 +236,8 @@ def user_level(event: dp_event.DpEvent, records: int) -> dp_event.DpEvent:
     ``(k epsilon, delta (e^(k epsilon) - 1) / (e^epsilon - 1))`` (group privacy), and the k answers of randomized
     response are k executions. Anything else with k > 1 raises `UnknownEvent`.
     """
-    if isinstance(records, bool) or records != int(records) or records < 1:
-        raise ValueError(f"records must be a whole number, at least 1, got {records}")
+    if isinstance(records, bool) or not 1 <= records <= MOST_COUNT or records != int(records):
+        raise ValueError(f"records must be a whole number from 1 to 2^53, got {records}")
     to_dict(event)
     if records == 1:
         return event
@@ -291,14 +300,17 @@ def merged_noise(event: dp_event.DpEvent) -> float:
 
 
 def pure_epsilon(event: dp_event.DpEvent) -> float | None:
-    """Returns the epsilon of the mechanism's pure DP, as stated for its own relation; None where it has none."""
+    """Returns the epsilon of the mechanism's pure DP, as stated for its own relation; None where it has none.
+
+    A logarithm is rounded up by more than its error.
+    """
     match event:
         case dp_event.LaplaceDpEvent(noise_multiplier=noise):
             return float(1 / noise)
         case dp_event.DiscreteLaplaceDpEvent(noise_parameter=rate, sensitivity=sensitivity):
             return float(rate * sensitivity)
         case dp_event.RandomizedResponseDpEvent(noise_parameter=randomized, num_buckets=categories):
-            return math.log1p(categories * (1 - randomized) / randomized)
+            return math.log1p(categories * (1 - randomized) / randomized) * (1 + 1e-15)
         case ApproximateDpEvent(epsilon=epsilon, delta=0.0):
             return float(epsilon)
     return None
@@ -326,6 +338,11 @@ def _grown(event: dp_event.DpEvent, records: int) -> dp_event.DpEvent | None:
 
 
 def _mixture(sampling_rate: float, noise_multiplier: float, records: int) -> dp_event.DpEvent:
+    if records > MOST_RECORDS:
+        raise UnknownEvent(
+            f"an owner of {records} rows that are clipped one by one is not accounted for, {MOST_RECORDS} are: clip "
+            "all rows of an owner together"
+        )
     chances = binom.pmf(range(records + 1), records, sampling_rate)
     return build(
         "mixture-of-gaussians",
@@ -336,6 +353,6 @@ def _mixture(sampling_rate: float, noise_multiplier: float, records: int) -> dp_
 
 
 def _times(steps: int, tag: str, **fields: object) -> dp_event.DpEvent:
-    if isinstance(steps, bool) or not math.isfinite(steps) or steps != int(steps) or steps < 1:
-        raise ValueError(f"steps must be a whole number, at least 1, got {steps}")
+    if isinstance(steps, bool) or not 1 <= steps <= MOST_COUNT or steps != int(steps):
+        raise ValueError(f"steps must be a whole number from 1 to 2^53, got {steps}")
     return repeated(build(tag, **fields), steps)

@@ -248,7 +248,7 @@ def _grid(leaves: Leaves, neighbors: Neighbors) -> float:
     typical = math.sqrt(
         math.fsum(n * spread**2 for (_, spread), (_, n) in zip(sizes, leaves, strict=True)) / executions
     )
-    grid = min(GRID, math.sqrt(2 * error / executions), typical / _FINER)
+    grid = min(GRID, math.sqrt(2 * error / executions), typical / _FINER or GRID)
     return _one_digit(max(grid, max(width for width, _ in sizes) / _POINTS))
 
 

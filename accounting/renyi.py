@@ -30,6 +30,7 @@ from accounting.mechanisms import (
     to_json,
     unsampled,
 )
+from accounting.pairs import GaussianPair, pairs
 
 ORDERS: tuple[float, ...] = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
@@ -40,6 +41,9 @@ ORDERS: tuple[float, ...] = (
 
 _SLACK = 1e-12
 _MOST_INTEGRATED = 64
+_MOST_SUMMED = 2**20
+_LEAST_INTEGRATED_NOISE = 0.01
+_LEAST_CHANCE = 1e-290
 
 
 def divergence(event: dp_event.DpEvent, *, order: float, neighbors: Neighbors) -> float:
@@ -47,9 +51,9 @@ def divergence(event: dp_event.DpEvent, *, order: float, neighbors: Neighbors) -
 
     Exact for the Gaussian ``a / (2 s^2)``, Laplace (Mironov 2017, proposition 6), the discrete Laplace, randomized
     response and the sampled Gaussian (Mironov, Talwar, Zhang 2019); an upper bound for the discrete Gaussian
-    (Canonne, Kamath, Steinke 2020, theorem 4), pure DP and private selection. Raises `UnknownEvent` for what has no
-    Renyi bound here: (epsilon, delta)-DP with delta > 0, truncated batches, mixtures of Gaussians, and sampled
-    mechanisms under ``replace``.
+    (Canonne, Kamath, Steinke 2020, theorem 4), pure DP and private selection. Sampled Gaussians under ``replace`` and
+    mixtures of Gaussians are integrated. Raises `UnknownEvent` for what has no Renyi bound here: (epsilon, delta)-DP
+    with delta > 0, truncated batches, and mixtures of Gaussians under ``replace``.
     """
     _check_order(order)
     total = math.fsum(count * _divergence(to_json(leaf), float(order), neighbors) for leaf, count in parts(event))
@@ -170,9 +174,11 @@ def _divergence(leaf_json: str, order: float, neighbors: Neighbors) -> float:
             return float(order * rho)
         case dp_event.PoissonSampledDpEvent(sampling_probability=rate, event=inner):
             if rate < 1 and neighbors != "add-remove":
-                raise UnknownEvent(f"no Renyi bound is known for a sampled mechanism under {neighbors}")
+                return _mixed(leaf, order, neighbors)
             noise = merged_noise(replaced(dp_event.GaussianDpEvent(merged_noise(inner)), neighbors))
             return _sampled_gaussian(rate, noise, order)
+        case dp_event.MixtureOfGaussiansDpEvent():
+            return _mixed(leaf, order, neighbors)
         case dp_event.LaplaceDpEvent(noise_multiplier=scale):
             return _laplace(1 / scale, order)
         case dp_event.DiscreteLaplaceDpEvent(noise_parameter=rate, sensitivity=sensitivity):
@@ -199,15 +205,15 @@ def check_replaced(leaf: dp_event.DpEvent, neighbors: Neighbors) -> None:
 def _rho(leaf: dp_event.DpEvent, neighbors: Neighbors) -> float:
     check_replaced(leaf, neighbors)
     full = unsampled(leaf)
-    if full != leaf and neighbors != "add-remove":
+    if isinstance(full, dp_event.ComposedDpEvent):
+        full = dp_event.GaussianDpEvent(merged_noise(full))
+    if full != leaf:
         full = replaced(full, neighbors)
     match full:
         case dp_event.NonPrivateDpEvent():
             return math.inf
         case dp_event.GaussianDpEvent(noise_multiplier=noise):
             return float(1 / (2 * noise**2))
-        case dp_event.ComposedDpEvent():
-            return float(1 / (2 * merged_noise(full) ** 2))
         case DiscreteGaussianDpEvent(noise_std=noise_std, sensitivity=sensitivity):
             return float(sensitivity**2 / (2 * noise_std**2))
         case dp_event.ZCDpEvent(rho=rho):
@@ -225,14 +231,16 @@ def _sampled_gaussian(rate: float, noise: float, order: float) -> float:
 
     For whole a it is ``sum_i binom(a, i) (1-q)^(a-i) q^i exp((i^2 - i) / (2 s^2))``. Between small whole orders it is
     integrated by the trapezoidal rule, whose error falls exponentially with the step for a function that is analytic
-    in a strip, here of width ``pi s^2``; between large ones the logarithm, convex in a, is bounded by its chord.
+    in a strip, here of width ``pi s^2``. Where that takes too many points, the logarithm, convex in a and 0 at 1, is
+    bounded by its chord, and where the sum is too long, by that without sampling.
     """
-    if rate == 1:
-        return order / (2 * noise**2)
-    if not order.is_integer() and order > _MOST_INTEGRATED:
+    whole = order / (2 * noise**2)
+    if rate == 1 or order > _MOST_SUMMED:
+        return whole
+    if not order.is_integer() and (order > _MOST_INTEGRATED or noise < _LEAST_INTEGRATED_NOISE):
         below, above = math.floor(order), math.ceil(order)
-        ends = [(each - 1) * _sampled_gaussian(rate, noise, float(each)) for each in (below, above)]
-        return (ends[0] + (order - below) * (ends[1] - ends[0])) / (order - 1)
+        ends = [(a - 1) * _sampled_gaussian(rate, noise, float(a)) if a > 1 else 0.0 for a in (below, above)]
+        return min(whole, (ends[0] + (order - below) * (ends[1] - ends[0])) / (order - 1))
     if order.is_integer():
         i = np.arange(order + 1)
         binomials = gammaln(order + 1) - gammaln(i + 1) - gammaln(order - i + 1)
@@ -244,6 +252,22 @@ def _sampled_gaussian(rate: float, noise: float, order: float) -> float:
         terms = order * ratio - z**2 / (2 * noise**2) + math.log(step / (noise * math.sqrt(2 * math.pi)))
     error = _SLACK * order  # more than the rounding of gammaln, which is the largest
     return max(0.0, float(logsumexp(terms)) + error) / (order - 1)
+
+
+def _mixed(leaf: dp_event.DpEvent, order: float, neighbors: Neighbors) -> float:
+    """Returns the divergence between mixtures of Gaussians: a sampled unit that is replaced, an owner of k rows.
+
+    A dominating pair bounds every divergence (Zhu, Dong, Wang 2022), so it is the largest over the pairs, integrated;
+    and no more than that of the pair's outermost Gaussians, as ``exp((a - 1) D_a)`` is convex in (P, Q) together.
+    Where a component is so rare that its float is no longer exact, only the latter holds.
+    """
+    noise = float(replaced(dp_event.GaussianDpEvent(merged_noise(unsampled(leaf))), neighbors).noise_multiplier)
+    whole = order / (2 * noise**2)
+    chances = leaf.sampling_probs if isinstance(leaf, dp_event.MixtureOfGaussiansDpEvent) else ()
+    if min(chances, default=1.0) < _LEAST_CHANCE:
+        return whole
+    logs = [pair.log_moment(order) for pair in pairs(leaf, neighbors) if isinstance(pair, GaussianPair)]
+    return float(min(whole, (max(0.0, *logs) + 1e-10 * order) / (order - 1)))
 
 
 def _laplace(epsilon: float, order: float) -> float:

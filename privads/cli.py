@@ -1,6 +1,7 @@
 """The command line. Results go to stdout, progress and errors to stderr; `--json` gives one JSON object.
 
-Exit codes: 0 done; 2 usage or bad input (one clear line); 3 budget exceeded; 130 interrupted.
+Exit codes: 0 done; 2 usage or bad input (one clear line); 3 budget exceeded; 4 a claim is contradicted;
+130 interrupted.
 """
 
 import json
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from click import ClickException, UsageError
 
-from privads import cli_budget
+from privads import cli_budget, cli_calibrate
 from privads.cli_budget import Json
 
 app = typer.Typer(
@@ -128,7 +130,7 @@ def simulate(
     typer.echo(f"{table.num_rows} impressions of {users} users: {out}; schema: {schema}")
 
 
-app.command("calibrate")(cli_budget.calibrate)
+app.command("calibrate")(cli_calibrate.calibrate)
 app.add_typer(cli_budget.app, name="budget")
 
 
@@ -139,7 +141,9 @@ def main() -> None:
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin for each other halt on a shared machine
     try:
-        app()
+        sys.exit(app(prog_name="privads", standalone_mode=False))
+    except ClickException as error:
+        _refuse_usage(error)
     except BudgetExceeded as error:
         _refuse(error, BUDGET_EXCEEDED)
     except (ValueError, LedgerError, ImportError, OSError) as error:
@@ -147,9 +151,20 @@ def main() -> None:
 
 
 def _refuse(error: Exception, code: int) -> None:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        said = f"{error.filename}: {error.strerror}; see that the path is right, and this user's to read and write"
+    lines = said.strip().splitlines() or [type(error).__name__]
     print(f"privads: {lines[0]}", file=sys.stderr)
     sys.exit(code)
+
+
+def _refuse_usage(error: ClickException) -> None:
+    said = error.format_message()
+    if said:  # empty: no verb was given, and the help is the answer
+        verb = error.ctx.command_path if isinstance(error, UsageError) and error.ctx else "privads"
+        print(f"privads: {said.rstrip('.')}; see `{verb} --help`", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

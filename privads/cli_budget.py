@@ -1,8 +1,10 @@
-"""The command line's accounting verbs: `privads budget ...` and `privads calibrate`."""
+"""The command line's budget verbs: `privads budget ...`."""
 
 import getpass
 import json
-from functools import partial
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from accounting.ledger import Balance, Entry
 
 app = typer.Typer(help="The privacy budget of each data set.", no_args_is_help=True)
+
+CONTRADICTED = 4
+"""Exit code: what the ledger claims is below what its own events cost."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 LedgerUrl = Annotated[
@@ -59,10 +64,11 @@ def init(
         population=population,
     )
     if as_json:
-        _print_json({"dataset": dataset, "columns": [_balance_data(one) for one in made.balances(dataset)]})
+        print_json({"dataset": dataset, "columns": [_balance_data(one) for one in made.balances(dataset)]})
         return
     for column in made.balances(dataset):
-        typer.echo(f"{dataset}: limit {column.limit} in {made.url}")
+        typer.echo("\n".join(_limit_lines(column)))
+    typer.echo(f"ledger: {made.url}")
 
 
 @app.command("show")
@@ -84,7 +90,7 @@ def show(
         found = [
             {**_balance_data(one), "joint": _bounds_data(bounds)} for one, bounds in zip(columns, together, strict=True)
         ]
-        _print_json({"dataset": dataset, **found[0], "columns": found})
+        print_json({"dataset": dataset, **found[0], "columns": found})
         return
     for one, bounds in zip(columns, together, strict=True):
         for line in _balance_lines(one, bounds):
@@ -95,22 +101,24 @@ def show(
 def history(
     ledger: LedgerUrl,
     dataset: Dataset,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the spending over time: a .svg or .png file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw what was spent of the first limit over time: a .svg or .png file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List a data set's charges, oldest first, with the running total."""
+    """List a data set's charges, oldest first, and what they spent of each of its limits."""
     from accounting.ledger import Ledger
 
     book = Ledger.open(ledger)
-    entries, balance = book.history(dataset), book.balance(dataset)
+    entries, columns = book.history(dataset), book.balances(dataset)
     if plot is not None:
         from accounting.report.spending import draw
 
-        draw(entries, balance, plot)
+        draw(entries, columns[0], plot)
     if as_json:
-        _print_json({"dataset": dataset, "entries": [_entry_data(one) for one in entries]})
+        print_json({"dataset": dataset, "entries": [_entry_data(one) for one in entries]})
         return
-    _print_history(entries, balance)
+    _print_history(entries, columns)
     if plot is not None:
         typer.echo(f"plot: {plot}")
 
@@ -120,13 +128,16 @@ def verify(
     ledger: LedgerUrl,
     head: Annotated[str | None, typer.Option(help="The ledger's head hash from an earlier report.")] = None,
     reaccount: Annotated[
-        bool, typer.Option("--reaccount", help="Also compute every recorded event's cost anew; exit 3 if one was low.")
+        bool, typer.Option("--reaccount", help="Also compute every recorded event's cost anew; exit 4 if one was low.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Check that no entry of a ledger was changed, removed or reordered."""
     from accounting.ledger import Ledger
+    from privads.config import ConfigError
 
+    if head is not None and not re.fullmatch(r"[0-9a-f]{64}", head):
+        raise ConfigError(f"--head must be the 64 hexadecimal digits of a report's ledger head, got {head!r}")
     book = Ledger.open(ledger)
     found = book.verify(head=head)
     low = {name: book.reaccount(name) for name in book.datasets()} if reaccount else {}
@@ -135,7 +146,7 @@ def verify(
         data: dict[str, Any] = {"entries": found.entries, "head": found.head, "anchored": found.anchored}
         if reaccount:
             data["understated"] = [_entry_data(one) for one in understated]
-        _print_json(data)
+        print_json(data)
     else:
         tail = "it contains the given head" if found.anchored else "its tail is not anchored: give --head from a report"
         typer.echo(f"{found.entries} rows, unbroken; {tail}; head {found.head}")
@@ -144,14 +155,14 @@ def verify(
         if reaccount and not understated:
             typer.echo("every charge covers what today's accountant finds")
     if understated:
-        raise typer.Exit(3)
+        raise typer.Exit(CONTRADICTED)
 
 
 @app.command("export")
 def export(
     ledger: LedgerUrl,
     dataset: Dataset,
-    form: Annotated[str, typer.Option("--format", help="json or csv.")] = ("json"),
+    form: Annotated[str, typer.Option("--format", help="json or csv.")] = "json",
     out: Annotated[Path | None, typer.Option(help="The file to write; standard output if left out.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -159,8 +170,10 @@ def export(
     from accounting.ledger import Ledger
     from privads.config import ConfigError
 
+    if as_json and form != "json" and out is None:
+        raise ConfigError("--json and --format csv both ask for standard output: leave one out, or give --out")
     book = Ledger.open(ledger)
-    if as_json or form == "json":
+    if form == "json":
         text = json.dumps({"dataset": dataset, "rows": book.export(dataset)}, indent=2, sort_keys=True) + "\n"
     elif form == "csv":
         text = book.export_csv(dataset)
@@ -170,7 +183,10 @@ def export(
         typer.echo(text, nl=False)
     else:
         out.write_text(text, encoding="utf-8")
-        typer.echo(f"{dataset}: {out}")
+        if as_json:
+            print_json({"dataset": dataset, "format": form, "out": str(out)})
+        else:
+            typer.echo(f"{dataset}: {out}")
 
 
 @app.command("release-stale")
@@ -187,118 +203,19 @@ def release_stale(
 
     released = Ledger.open(ledger).release_stale(dataset, entry, by=by or getpass.getuser(), reason=reason)
     if as_json:
-        _print_json(_entry_data(released))
+        print_json(_entry_data(released))
         return
     typer.echo(f"entry {released.id} of {dataset} released: {released.purpose}")
-
-
-def calibrate(
-    epsilon: Annotated[float, typer.Option(help="The budget.")],
-    delta: Annotated[float, typer.Option(help="The budget's delta.")],
-    unit: Annotated[str, typer.Option(help="Who is protected: user, example, ...")],
-    sampling_rate: Annotated[float | None, typer.Option(help="Poisson sampling rate; or --batch, --population.")] = (
-        None
-    ),
-    batch: Annotated[int | None, typer.Option(help="Expected units in a batch.")] = None,
-    population: Annotated[int | None, typer.Option(help="Public number of units.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of steps; or --epochs.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the population.")] = None,
-    noise_multiplier: Annotated[float | None, typer.Option(help="Noise std / clip norm.")] = None,
-    records: Annotated[
-        int, typer.Option(help="Rows of one unit that are sampled and clipped one by one; 1 clips a unit whole.", min=1)
-    ] = 1,
-    beside: Annotated[
-        Path | None, typer.Option(help="A JSON event that the same budget pays for too, such as fitted features.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Find the one that is left out: the least noise, the most steps, or the largest sampling rate in a budget.
-
-    Give two of sampling rate, steps and noise multiplier.
-    """
-    from accounting import calibrate as search
-    from accounting import mechanisms
-    from accounting.accountant import epsilon as account
-    from accounting.accountant import without_amplification
-    from accounting.budget import Budget
-    from accounting.report.phrase import bound
-    from privads.config import ConfigError
-
-    budget = Budget(epsilon=epsilon, delta=delta, unit=unit)
-    rate = _one_of("--sampling-rate", sampling_rate, "--batch with --population", _rate(batch, population))
-    if epochs is not None and rate is None:
-        raise ConfigError("--epochs needs the sampling rate: give --batch with --population, or --steps")
-    count = _one_of("--steps", steps, "--epochs", None if epochs is None or rate is None else round(epochs / rate))
-    if [rate, count, noise_multiplier].count(None) != 1:
-        raise ConfigError(
-            "give two of sampling rate (or --batch with --population), --steps (or --epochs) and --noise-multiplier; "
-            "the third is found"
-        )
-    other = None if beside is None else mechanisms.from_json(beside.read_text(encoding="utf-8"))
-
-    def event(rate: float, noise: float, count: int) -> Any:
-        if records == 1:
-            return mechanisms.dp_sgd(sampling_rate=rate, noise_multiplier=noise, steps=count)
-        return mechanisms.user_dp_sgd(sampling_rate=rate, noise_multiplier=noise, steps=count, records=records)
-
-    found = "noise_multiplier"
-    if noise_multiplier is None:
-        noise_multiplier = search.noise_multiplier(lambda s: event(rate, s, count), budget, beside=other)
-    elif count is None:
-        found, count = "steps", search.most_steps(lambda n: event(rate, noise_multiplier, n), budget, beside=other)
-    else:
-        found = "sampling_rate"
-        rate = search.largest_sampling_rate(lambda q: event(q, noise_multiplier, count), budget, beside=other)
-    made = event(rate, noise_multiplier, count)
-    whole = made if other is None else mechanisms.composed(other, made)
-    spent, plain = account(whole, delta=delta), without_amplification(whole, delta=delta)
-    values = {"sampling_rate": rate, "steps": count, "noise_multiplier": noise_multiplier}
-    if as_json:
-        _print_json(
-            {
-                "found": found,
-                **values,
-                "epsilon": spent.upper,
-                "delta": delta,
-                "unit": unit,
-                "neighbors": budget.neighbors,
-                "method": spent.method,
-                "epsilon_without_amplification": plain.upper,
-                "event": mechanisms.to_dict(made),
-            }
-        )
-        return
-    released = "every step's release" if other is None else "every step's release and what stands beside"
-    say = partial(bound, delta=delta, unit=unit, neighbors=budget.neighbors, released=released)
-    typer.echo(f"{found}: {values[found]:.6g}")
-    typer.echo(say(spent.upper))
-    typer.echo(f"without trust in the sampling: {say(plain.upper)}")
-
-
-def _rate(batch: int | None, population: int | None) -> float | None:
-    from privads.config import ConfigError
-
-    if batch is None:
-        return None
-    if population is None or not 1 <= batch <= population:
-        raise ConfigError("--batch needs --population, and must lie between 1 and it")
-    return batch / population
-
-
-def _one_of(first: str, one: Any, second: str, other: Any) -> Any:
-    from privads.config import ConfigError
-
-    if one is not None and other is not None:
-        raise ConfigError(f"give {first} or {second}, not both")
-    return other if one is None else one
 
 
 def _read_limit(text: str) -> "Budget":
     from accounting.budget import Budget
     from privads.config import ConfigError
 
-    pairs = dict(part.partition("=")[::2] for part in text.split(","))
-    if not {"unit", "epsilon", "delta"} <= set(pairs) <= {"unit", "epsilon", "delta", "neighbors"}:
+    parts = [part.partition("=")[::2] for part in text.split(",")]
+    pairs = dict(parts)
+    known = {"unit", "epsilon", "delta"} <= set(pairs) <= {"unit", "epsilon", "delta", "neighbors"}
+    if not known or len(pairs) < len(parts):  # a figure stated twice is a limit that nobody stated
         raise ConfigError(f"--also must read unit=NAME,epsilon=E,delta=D[,neighbors=NAME], got {text!r}")
     try:
         epsilon, delta = float(pairs["epsilon"]), float(pairs["delta"])
@@ -308,30 +225,46 @@ def _read_limit(text: str) -> "Budget":
     return Budget(epsilon=epsilon, delta=delta, unit=pairs["unit"], neighbors=neighbors)
 
 
-def _balance_lines(balance: "Balance", joint: "Bounds | None") -> list[str]:
+def _limit_lines(balance: "Balance") -> list[str]:
     from accounting.ledger.columns import MEASURES
-    from accounting.report.phrase import bound
 
     limit = balance.limit
-    say = partial(bound, unit=limit.unit, neighbors=limit.neighbors, released=f"data set {balance.dataset}")
     kept_apart = " (labels only, kept apart)" if balance.label_only else ""
-    lines = [
-        f"limit: {say(limit.epsilon, delta=limit.delta, relation='=')}{kept_apart}",
-        f"spent: {say(balance.spent_epsilon, delta=balance.spent_delta)}",
-        f"left:  {say(balance.left_epsilon, delta=balance.left_delta, relation='=')}",
-    ]
+    lines = [f"limit: {_bound(balance, limit.epsilon, limit.delta, relation='=')}{kept_apart}"]
     if balance.rule != "basic":
         order = "" if balance.order is None else f" of order {balance.order:g}"
-        measure = f"{MEASURES[balance.rule]}{order}"
-        lines.append(f"rule:  {balance.rule}, {measure} {balance.loss_spent:.6g} of {balance.loss_limit:.6g}")
+        spent, most = f"{balance.loss_spent:.12g}", f"{balance.loss_limit:.12g}"
+        lines.append(
+            f"rule:  {balance.rule}, {spent} of {most} spent of {MEASURES[balance.rule]}{order}; it spends delta once"
+        )
+    return lines
+
+
+def _balance_lines(balance: "Balance", joint: "Bounds | None") -> list[str]:
+    blocks, where = balance.by_block, ""
+    if blocks:
+        dearest = max(blocks, key=lambda name: blocks[name])
+        where = f"; the most in one block, of {len(blocks)} with charges of their own: {dearest}"
+    lines = [
+        *_limit_lines(balance),
+        f"spent: {_bound(balance, balance.spent_epsilon, balance.spent_delta)}{where}",
+        f"left:  {_bound(balance, balance.left_epsilon, balance.left_delta, relation='=')}",
+    ]
     if joint is not None:
         lines.append(
-            f"joint: {say(joint.upper, delta=limit.delta)} by {joint.method}; all runs together, "
-            "reported and not enforced"
+            f"joint: {_bound(balance, joint.upper, balance.limit.delta)}, "
+            f"all runs together, reported and not enforced; method: {joint.method}"
         )
     if balance.open_entries:
-        lines.append(f"{balance.open_entries} of the charges are still open; they count as spent")
+        lines.append(f"open:  {balance.open_entries} of the charges; they count as spent")
     return lines
+
+
+def _bound(balance: "Balance", epsilon: float, delta: float, *, relation: str = "<=") -> str:
+    from accounting.report.phrase import bound
+
+    limit, released = balance.limit, f"data set {balance.dataset}"
+    return bound(epsilon, delta=delta, unit=limit.unit, neighbors=limit.neighbors, released=released, relation=relation)
 
 
 def _balance_data(balance: "Balance") -> dict[str, Any]:
@@ -353,7 +286,7 @@ def _bounds_data(bounds: "Bounds | None") -> dict[str, Any] | None:
     if bounds is None:
         return None
     return {
-        "epsilon": bounds.upper,
+        "epsilon": finite_or_none(bounds.upper),
         "epsilon_lower": bounds.lower,
         "delta": bounds.delta,
         "method": bounds.method,
@@ -387,28 +320,34 @@ def _entry_data(entry: "Entry") -> dict[str, Any]:
     }
 
 
-def _print_history(entries: "list[Entry]", balance: "Balance") -> None:
+def _print_history(entries: "list[Entry]", columns: "Sequence[Balance]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    limit = balance.limit
-    table = Table("entry", "reserved", "state", "epsilon", "delta", "unit", "neighbors", "purpose", box=None)
+    from accounting.report.phrase import round_up
+
+    names = ("entry", "reserved (UTC)", "state", "epsilon", "delta", "unit", "neighbors")
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    table.add_column("purpose", overflow="fold")
     for one in entries:
         blocks = f" ({', '.join(one.blocks)})" if one.blocks else ""
         table.add_row(
             str(one.id),
-            one.reserved_at,
+            one.reserved_at[:16].replace("T", " "),
             one.state,
-            f"{one.epsilon:.6g}",
-            f"{one.delta:.3g}",
+            round_up(one.epsilon),
+            round_up(one.delta),
             one.unit,
             one.neighbors.replace("-", "/"),
             f"{one.purpose}{blocks}",
         )
-    Console(width=None if _is_terminal() else 160, highlight=False).print(table)
-    typer.echo(
-        f"{len(entries)} charges; spent epsilon {balance.spent_epsilon:.6g} of {limit.epsilon:.6g} ({limit.terms})"
-    )
+    # a purpose is its author's text, not markup; in a pipe each charge is one line
+    Console(width=None if _is_terminal() else 100_000, highlight=False, markup=False, emoji=False).print(table)
+    typer.echo(f"{len(entries)} charges")
+    for column in columns:
+        typer.echo("\n".join(_balance_lines(column, None)))
 
 
 def _is_terminal() -> bool:
@@ -417,5 +356,11 @@ def _is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, sort_keys=True))
+def finite_or_none(value: float) -> float | None:
+    """Returns what JSON can hold: null stands for an epsilon that is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object, as every verb's `--json` does."""
+    typer.echo(json.dumps(value, indent=2, sort_keys=True, allow_nan=False))

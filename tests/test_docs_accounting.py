@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dp_accounting import NeighboringRelation, dp_event
@@ -13,7 +15,9 @@ from dp_accounting.rdp import RdpAccountant
 from accounting import calibrate, explain, mechanisms, renyi
 from accounting.accountant import Bounds, epsilon, without_amplification
 from accounting.budget import Budget, Neighbors
+from accounting.ledger import Charge, Ledger
 from accounting.report.phrase import round_up
+from tests.privads.test_cli import privads
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "accounting.md").read_text(encoding="utf-8")
 DELTA = 1e-6
@@ -26,7 +30,9 @@ INPUTS = {
     "0.02",
     "0.8",
     "1.75",
+    "1.5",
 }
+TEAM = ("1.70", "0.85", "1.42")
 VERSIONS = {"0.6.0"}
 TRAINING = {"sampling_rate": 0.01, "noise_multiplier": 1.0, "steps": 10_000}
 
@@ -239,5 +245,41 @@ def test_no_figure_stands_on_the_page_that_no_test_computes() -> None:
     prose = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
     stated = set(re.findall(r"(?<![\w.])\d+\.\d+(?:\.\d+)?", prose)) - INPUTS - VERSIONS
     cells = {cell for row in ROWS.values() for cell in row}
-    sentences = {"1.099", "100.7", "294.2", "1.37", "0.030", "3.81", "15.40", "1.99", "1.11"}
+    sentences = {"1.099", "100.7", "294.2", "1.37", "0.030", "3.81", "15.40", "1.99", "1.11"} | set(TEAM)
     assert stated <= cells | sentences, sorted(stated - cells - sentences)
+
+
+def test_the_teams_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = PAGE.partition("### A team's ledger")[2].partition("\n## ")[0]
+    part = part.replace("postgresql+psycopg://ads@db.example/budgets", "sqlite:///budget.db")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lines = [line.split()[1:] for line in part.splitlines() if line.startswith("privads budget")]
+    made, *read = lines
+    assert privads(tmp_path, *made).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(part.partition("```python\n")[2].partition("```")[0], found)
+    for line in read:
+        assert privads(tmp_path, *line).returncode == 0, line
+    user, day = found["ledger"].balances("clicks")
+    whole = Charge(event=mechanisms.to_json(found["run"]), delta=1e-8, unit="user", purpose="all days")
+    (_, dearer) = found["ledger"].reserve("clicks", whole).costs
+    assert tuple(round_up(figure) for figure in (user.spent_epsilon, day.spent_epsilon, dearer.loss)) == TEAM
+    assert (user.spent_delta, day.spent_delta) == (2e-8, 1e-8)
+    assert dearer.loss == pytest.approx(upper(found["run"], "replace", 1e-8), abs=2e-9)
+    assert "users have spent epsilon {} at delta 2e-08, and no user's day more than {} at delta".format(*TEAM) in part
+
+
+def test_under_rdp_a_sampled_run_pays_a_finer_and_a_coarser_column_too(tmp_path: Path) -> None:
+    days = Budget(epsilon=3.0, delta=1e-7, unit="user-day")
+    users = Budget(epsilon=8.0, delta=1e-6, unit="user")
+    url = f"sqlite:///{tmp_path / 'b.db'}"
+    ledger = Ledger.init(url, dataset="ads", budget=users, also=[days], rule="rdp", order=8.0)
+    run = mechanisms.dp_sgd(sampling_rate=0.01, noise_multiplier=4.0, steps=100)
+    coarser = Charge(event=mechanisms.to_json(run), delta=1e-8, unit="user", purpose="train")
+    day = ledger.reserve("ads", coarser).costs[1]
+    assert day.loss == pytest.approx(renyi.divergence(run, order=8.0, neighbors="replace"), abs=2e-9)
+    finer = replace(coarser, unit="user-day", records={"user": 3}, key="second", holder="another")
+    user = ledger.reserve("ads", finer).costs[0]
+    owner = mechanisms.user_level(run, 3)
+    assert user.loss == pytest.approx(renyi.divergence(owner, order=8.0, neighbors="add-remove"), abs=2e-9)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from accounting import renyi
 from accounting.budget import Budget
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, at_least, at_most
 from accounting.ledger.columns import Column, Rule, Spent
@@ -41,9 +40,9 @@ def balance_of(dataset: str, column: Column, spent: Spent, history: Sequence[Ent
     loss, delta, _ = spent.most()
     if column.rule != "basic":
         delta = column.delta_limit if loss else 0  # spent once, by turning the loss into epsilon
-    spent_epsilon = _epsilon_of(column, loss)
+    spent_epsilon = column.epsilon_of(loss)
     left = at_most(column.loss_limit - loss, EPSILON_PLACES)
-    by_block = {name: _epsilon_of(column, spent.most([name])[0]) for name in sorted(spent.blocks)}
+    by_block = {name: column.epsilon_of(spent.most([name])[0]) for name in sorted(spent.blocks)}
     return Balance(
         dataset=dataset,
         limit=column.limit,
@@ -61,13 +60,3 @@ def balance_of(dataset: str, column: Column, spent: Spent, history: Sequence[Ent
         label_only=column.label_only,
         by_block=by_block if spent.parallel else None,
     )
-
-
-def _epsilon_of(column: Column, loss_units: int) -> float:
-    """Returns a spent loss as epsilon at the limit's delta."""
-    loss, delta = at_least(loss_units, EPSILON_PLACES), column.limit.delta
-    if column.rule == "basic" or loss_units == 0:
-        return loss
-    if column.order is None:
-        return renyi.epsilon_of_zcdp(loss, delta)
-    return renyi.epsilon_of_renyi(loss, column.order, delta)

@@ -18,12 +18,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from accounting import renyi
 from accounting.budget import Budget, BudgetExceeded, Neighbors, PrivacyUnit
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, at_least, at_most
 from accounting.ledger.blocks import Block
 from accounting.ledger.store import LedgerError
 
 Rule = Literal["basic", "zcdp", "rdp"]
+
+CONVERSION_TOLERANCE = 1e-9
+"""Relative. An older log's limits were converted by the floating point of other versions of the libraries."""
 
 MEASURES: dict[Rule, str] = {"basic": "epsilon", "zcdp": "rho", "rdp": "Renyi divergence"}
 
@@ -73,6 +77,15 @@ class Column:
         """What tells the columns of a data set apart."""
         return self.limit.unit, self.limit.neighbors
 
+    def epsilon_of(self, loss_units: int) -> float:
+        """Returns a sum of losses as epsilon at the limit's delta."""
+        loss = at_least(loss_units, EPSILON_PLACES)
+        if self.rule == "basic" or loss_units == 0:
+            return loss
+        if self.order is None:
+            return renyi.epsilon_of_zcdp(loss, self.limit.delta)
+        return renyi.epsilon_of_renyi(loss, self.order, self.limit.delta)
+
 
 @dataclass
 class Spent:
@@ -117,6 +130,13 @@ class Account:
     def charged(self, neighbors: Neighbors) -> list[Column]:
         """Returns the columns that a charge pays to: all of its kind."""
         return [column for column in self.columns if column.label_only == (neighbors == "replace-label")]
+
+
+def check_pays(column: Column, cost: Cost, epsilon_units: int, delta_units: int) -> None:
+    """Refuse a cost that is less than what the charge itself states, in the terms of ``column``'s rule."""
+    least_loss, delta = (epsilon_units, delta_units) if column.rule == "basic" else (1, 0)
+    if cost.loss_units < least_loss or cost.delta_units != delta:
+        raise LedgerError(f"under rule {column.rule!r} each column pays what the charge states, got {cost}")
 
 
 def check_fits(
@@ -168,7 +188,10 @@ def read_column(body: Mapping[str, Any], rule: str) -> Column:
         unit=text(body, "unit"),
         neighbors=cast(Neighbors, body["neighbors"]),  # Budget itself checks the name
     )
-    return Column(limit=limit, rule=rule, order=order, loss_limit=loss, delta_limit=delta)
+    column = Column(limit=limit, rule=rule, order=order, loss_limit=loss, delta_limit=delta)
+    if column.epsilon_of(loss) > limit.epsilon * (1 + CONVERSION_TOLERANCE):
+        raise LedgerError(f"under rule {rule!r} the limit {limit} is less than what {loss} units of loss amount to")
+    return column
 
 
 def whole_number(body: Mapping[str, Any], name: str, least: int = 1) -> int:

@@ -9,10 +9,14 @@ charge's unit and V the column's:
   (k epsilon, delta (e^(k epsilon) - 1) / (e^epsilon - 1))-DP for k (Vadhan 2017, lemma 2.2), and rho is k^2 rho
   (Bun and Steinke 2016).
 - each V lies in a U: to add or remove a V is to replace what its U contributed; the event is accounted under `replace`.
+- neither is known, but k is stated: without a V, each of its k Us may stay and contribute otherwise; k are replaced.
 
-A charge under add-remove is accounted under `replace` for a column under `replace`; the other way round nothing
-follows, and it is refused. Label charges (`replace-label`) pay to label columns only, and all others to the other
-columns only.
+A charge under add-remove is accounted under `replace` for a column under `replace`. There, a V that is replaced may
+come back in another U: in the last two cases twice as many Us are replaced. A charge under `replace` says nothing of
+data with another number of units, so it is refused wherever that number changes: by a column under add-remove, by one
+of another unit, or by a unit that moves to another time block.
+
+Label charges (`replace-label`) pay to label columns only, and all others to the other columns only.
 """
 
 import math
@@ -71,6 +75,8 @@ class Charge:
             check_line(name, getattr(self, name))
         if not isinstance(self.blocks, tuple) or not all(isinstance(one, str) for one in self.blocks):
             raise ValueError(f"blocks must be a tuple of names such as '2026-11-22', got {self.blocks!r}")
+        if not isinstance(self.records, Mapping):
+            raise ValueError(f"records must map units to whole numbers, such as {{'user': 8}}, got {self.records!r}")
         for unit, records in self.records.items():
             Budget(epsilon=1.0, delta=self.delta, unit=unit)
             if type(records) is not int or records < 1:
@@ -145,13 +151,16 @@ def costs(charge: Charged, account: Account, *, floor_units: int = 0) -> tuple[C
 def view(charge: Charged, column: Column, account: Account) -> View:
     """Returns how one unit of ``column`` meets the charge, as the module's text says."""
     limit, event = column.limit, mechanisms.from_json(charge.event)
-    if charge.neighbors == "replace" and limit.neighbors == "add-remove":
+    if charge.neighbors == "replace" and ((charge.unit, "replace") != column.name or charge.blocks):
         raise LedgerError(
-            f"the charge holds under 'replace', from which nothing follows under 'add-remove', as {limit.unit} is "
-            "protected here; make a plan under 'add-remove'"
+            f"the charge holds under 'replace' for {charge.unit}, from which nothing follows where the number of its "
+            f"units changes, as it may for {limit.unit} under {limit.neighbors!r} and in single blocks; make a plan "
+            "under 'add-remove'"
         )
     finer = _finer(charge, limit.unit, account)
-    group = _group(charge, limit.unit, account) if finer else 1
+    group = 1 if finer is False else _group(charge, limit.unit, account)
+    if not finer and limit.neighbors == "replace":
+        group *= 2
     neighbors = limit.neighbors if finer or charge.neighbors == "replace-label" else "replace"
     pairs = neighbors == "replace" and charge.neighbors == "add-remove"
     return View(event=event, neighbors=neighbors, group=group, pairs=pairs)
@@ -192,15 +201,15 @@ def _log_group_factor(epsilon: float, group: int) -> float:
     return log_expm1(group * epsilon) - log_expm1(epsilon) + 1e-9
 
 
-def _finer(charge: Charged, unit: PrivacyUnit, account: Account) -> bool:
-    """Says whether each of the charge's units lies in one ``unit`` (or is it)."""
+def _finer(charge: Charged, unit: PrivacyUnit, account: Account) -> bool | None:
+    """Says whether each of the charge's units lies in one ``unit`` (or is it); None: that is not known."""
     if _same(charge, unit, account):
         return True
     found = within(charge.unit, unit, account.units)
     owners = split_unit(charge.unit)[0], split_unit(unit)[0]
     if found is None and within(*owners, account.units) is not None:
         raise LedgerError(f"a {charge.unit} may lie in two {unit}s, so its charge cannot be turned into one of {unit}")
-    return found is not False
+    return found
 
 
 def _same(charge: Charged, unit: PrivacyUnit, account: Account) -> bool:

@@ -6,7 +6,9 @@ apart before anything is written; every failure becomes one clear line that show
 """
 
 import os
+import re
 import sqlite3
+import time
 import weakref
 from pathlib import Path
 from shlex import quote
@@ -24,6 +26,9 @@ APPLICATION_ID = 0x70726461
 
 SCHEMA = "privads_ledger"
 """The PostgreSQL schema that holds the ledger of a database, and nothing else."""
+
+_PG = "pg_catalog"
+"""Where PostgreSQL's own functions lie: a search_path may name others of the same names first."""
 
 WRITER_LOCK = 0x70726976616473
 """The number of PostgreSQL's advisory lock that writers take in turn ("privads")."""
@@ -103,17 +108,21 @@ class SQLite:
         if not write:
             connection.exec_driver_sql("PRAGMA query_only=ON")
         elif found is not None or self._create:
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            _use_wal(connection)
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def format(self, connection: Connection) -> int | None:
-        """Returns the file's format; SQLite makes a file empty, with a schema that was never changed."""
+        """Returns the file's format; SQLite makes a file empty, with a schema that was never changed.
+
+        The schema is looked at first: whoever makes a ledger just then changes it and sets the mark in one transaction.
+        """
+        empty = _pragma(connection, "schema_version") == 0
         application = _pragma(connection, "application_id")
-        if application == 0 and _pragma(connection, "schema_version") == 0:
+        if application == APPLICATION_ID:
+            return _pragma(connection, "user_version")
+        if empty and application == 0:
             return None
-        if application != APPLICATION_ID:
-            raise self._foreign()
-        return _pragma(connection, "user_version")
+        raise self._foreign()
 
     def lay_out(self, connection: Connection, tables: MetaData, version: int) -> None:
         """Makes the tables and the triggers that keep them append-only, and marks the file."""
@@ -161,7 +170,7 @@ class PostgreSQL:
 
     def __init__(self, url: str) -> None:
         where = _parse(url)
-        hidden = {name: "***" for name in where.query if "password" in name.lower()}
+        hidden = {name: "***" for name in where.query if re.search("pass|pw|secret", name.lower())}
         self.shown = where.update_query_dict(hidden).render_as_string(hide_password=True)
         defaults = {"connect_timeout": str(CONNECT_SECONDS), "client_encoding": "utf8", "application_name": "privads"}
         try:
@@ -186,8 +195,9 @@ class PostgreSQL:
         if not write:
             return
         found = connection.exec_driver_sql(  # evaluated from left to right, in one round trip
-            "SELECT current_setting('fsync'), set_config('synchronous_commit', 'on', true), "
-            f"set_config('lock_timeout', '{BUSY_SECONDS * 1000:.0f}ms', true), pg_advisory_xact_lock({WRITER_LOCK})"
+            f"SELECT {_PG}.current_setting('fsync'), {_PG}.set_config('synchronous_commit', 'on', true), "
+            f"{_PG}.set_config('lock_timeout', '{BUSY_SECONDS * 1000:.0f}ms', true), "
+            f"{_PG}.pg_advisory_xact_lock({WRITER_LOCK})"
         )
         if found.scalar_one() != "on":
             raise LedgerError(
@@ -198,7 +208,7 @@ class PostgreSQL:
     def format(self, connection: Connection) -> int | None:
         """Returns the format that the schema's table `meta` states."""
         schema, meta = connection.exec_driver_sql(
-            f"SELECT to_regnamespace('{SCHEMA}') IS NOT NULL, to_regclass('{SCHEMA}.meta') IS NOT NULL"
+            f"SELECT {_PG}.to_regnamespace('{SCHEMA}') IS NOT NULL, {_PG}.to_regclass('{SCHEMA}.meta') IS NOT NULL"
         ).one()
         if not schema:
             return None
@@ -302,6 +312,20 @@ def _parse(url: str) -> URL:
             "in a password written as %2F %3A %40; or leave the password out, and libpq finds it in ~/.pgpass"
         )
     return where
+
+
+def _use_wal(connection: Connection) -> None:
+    """Turns on WAL, which a file then keeps; SQLite itself does not wait for a writer to a file that is not yet so."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            return
+        except DBAPIError as error:
+            busy = getattr(error.orig, "sqlite_errorname", "") == "SQLITE_BUSY"
+            if not busy or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _pragma(connection: Connection, name: str) -> int:

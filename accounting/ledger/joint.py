@@ -161,7 +161,7 @@ def _fingerprint() -> str:
     found = hashlib.sha256()
     for name in ("dp-accounting", "numpy", "scipy"):
         found.update(f"{name} {version(name)}\n".encode())
-    for path in sorted(Path(accountant.__file__).parent.glob("*.py")):
+    for path in sorted(Path(accountant.__file__).parent.rglob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()
 
@@ -184,6 +184,7 @@ def _write(path: Path, bounds: Bounds) -> None:
     """Keeps the figure if that is possible; whole or not at all, since another process may be reading."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(asdict(bounds), file)
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            whole.write_text(json.dumps(asdict(bounds)), encoding="utf-8")
+            whole.replace(path)

@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import math
+import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from secrets import token_urlsafe
@@ -25,7 +27,7 @@ from accounting.ledger.cost import Charge, check_line, costs, own_epsilon
 from accounting.ledger.joint import joint_bounds
 from accounting.ledger.limits import check_limits, check_rule, column_body
 from accounting.ledger.rules import AlreadyDone, Book, Entry
-from accounting.ledger.store import Kind, LedgerError, Mark, Row, Step, Store, check_chain
+from accounting.ledger.store import Kind, LedgerError, Mark, Row, Step, Store, broken, check_chain
 from accounting.mechanisms import UnknownEvent
 
 REACCOUNT_TOLERANCE = 1e-6
@@ -57,13 +59,16 @@ class Ledger:
     figure comes from a log whose hash chain and rules were checked just then. Reading waits for no writer.
 
     A writer remembers the log as it checked it last, and checks what was added since; `verify` and all figures read it
-    from the start.
+    from the start. The newest row that a ledger saw is never forgotten: an older copy in its place is refused.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = Lock()
         self._known: tuple[Book, Mark] | None = None
+        self._seen: Mark | None = None
+        self._opener = token_urlsafe()
+        _ledgers.add(self)
 
     @property
     def url(self) -> str:
@@ -148,8 +153,12 @@ class Ledger:
         return self._moved(Step(kind="reserve", dataset=dataset, key=charge.key, body=body), charge.holder)
 
     def open_rows(self, entry: Entry) -> Entry:
-        """Returns the entry, opened; call it before the first private row is read. No refund after it."""
-        return self._move(entry, "open")
+        """Returns the entry, opened; call it before the first private row is read. No refund after it.
+
+        A retry is harmless on this very ledger object. Refused on every other one, as in a worker that got a copy of
+        the charge: whoever opened the entry runs it.
+        """
+        return self._move(entry, "open", opener=self._opener)
 
     def commit(self, entry: Entry) -> Entry:
         """Returns the entry, closed; its charge stays in full."""
@@ -299,8 +308,10 @@ class Ledger:
             self._known = None  # until it is known again what the log holds
 
             def accept(rows: Sequence[Row], row: Row) -> None:
+                if mark is None:
+                    self._check_seen(rows, self._seen)
                 book.replay(rows)
-                last = Mark(seq=rows[-1].seq, hash=rows[-1].hash) if rows else mark
+                last = self._see(rows[-1]) if rows else mark
                 try:
                     book.add(row)
                 except Exception:
@@ -311,7 +322,7 @@ class Ledger:
                 row = self._store.append(step, accept, mark)
             except AlreadyDone:
                 return book.entries[step.key or ""]
-            self._known = (book, Mark(seq=row.seq, hash=row.hash))
+            self._known = (book, self._see(row))
             return book.entries.get(step.key or "")
 
     def _account(self, dataset: str) -> Account:
@@ -319,18 +330,43 @@ class Ledger:
         with self._lock:
             if self._known is None or dataset not in self._known[0].accounts:
                 rows = self._checked_rows()
-                self._known = (self._book(rows), Mark(seq=rows[-1].seq, hash=rows[-1].hash))
+                self._known = (self._book(rows), self._see(rows[-1]))
             return self._known[0].account(dataset)
 
     def _checked_rows(self) -> list[Row]:
+        seen = self._seen  # before reading, since other threads write meanwhile
         rows = self._store.rows()
         check_chain(rows, self.url)
+        self._check_seen(rows, seen)
+        self._see(rows[-1])
         return rows
+
+    def _check_seen(self, rows: Sequence[Row], seen: Mark | None) -> None:
+        if seen is not None and (len(rows) < seen.seq or rows[seen.seq - 1].hash != seen.hash):
+            raise broken(self.url, seen.seq, "it is not the row that was read before")
+
+    def _see(self, row: Row) -> Mark:
+        mark = Mark(seq=row.seq, hash=row.hash)
+        if self._seen is None or self._seen.seq < row.seq:
+            self._seen = mark
+        return mark
 
     def _book(self, rows: Sequence[Row]) -> Book:
         book = Book(self.url)
         book.replay(rows)
         return book
+
+
+_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _renew_in_the_child() -> None:
+    """Makes the ledgers of a forked child its own: another opener, and a lock that no thread of its parent holds."""
+    for one in _ledgers:
+        one._lock, one._opener = Lock(), token_urlsafe()
+
+
+os.register_at_fork(after_in_child=_renew_in_the_child)
 
 
 def _hash(secret: str) -> str:

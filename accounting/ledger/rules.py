@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from accounting.budget import Budget, BudgetExceeded, Neighbors, PrivacyUnit
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, at_least
 from accounting.ledger.blocks import check_block, check_names, lies_in_one_block
-from accounting.ledger.columns import Account, Cost, Spent, check_fits, read_column, text, whole_number
+from accounting.ledger.columns import Account, Cost, Spent, check_fits, check_pays, read_column, text, whole_number
 from accounting.ledger.store import Kind, LedgerError, Row, broken, init_command
 
 State = Literal["reserved", "opened", "committed", "aborted"]
@@ -77,8 +77,11 @@ class Book:
         self._keys: dict[int, str] = {}
         self._bodies: dict[str, dict[str, Any]] = {}
         self._holders: dict[str, str] = {}
+        self._openers: dict[str, object] = {}
         self._leases: dict[str, tuple[str, str]] = {}
         """Hash of each lease: (key of its entry, "" while it is good or else why it is not)."""
+        self._good_lease: dict[str, str] = {}
+        """Key of each entry that can be resumed: hash of the one lease that is good."""
 
     def replay(self, rows: Sequence[Row]) -> None:
         """Adds the rows of a log; one that breaks the rules is not of privads' making, and is named."""
@@ -87,7 +90,7 @@ class Book:
                 self.add(row)
             except AlreadyDone as error:
                 raise broken(self._shown, row.seq, "it repeats a step") from error
-            except (LedgerError, BudgetExceeded, TypeError, ValueError, KeyError) as error:
+            except (LedgerError, BudgetExceeded, TypeError, ValueError, KeyError, OverflowError) as error:
                 raise broken(self._shown, row.seq, f"it breaks the rules ({error})") from error
 
     def add(self, row: Row) -> None:
@@ -161,7 +164,9 @@ class Book:
         columns = account.charged(entry.neighbors)
         if not columns or [cost.column for cost in entry.costs] != [column.name for column in columns]:
             raise LedgerError("a charge costs each column of its kind, once")
+        stated = whole_number(body, "epsilon"), whole_number(body, "delta")
         for column, cost in zip(columns, entry.costs, strict=True):
+            check_pays(column, cost, *stated)
             check_fits(dataset, column, account.spent[column.name], cost, entry.blocks, (entry.unit, entry.neighbors))
         for cost in entry.costs:
             account.spent[cost.column].add(cost.loss_units, cost.delta_units, entry.blocks)
@@ -189,6 +194,8 @@ class Book:
             raise LedgerError(f"cannot {kind} entry {entry.id}: only whoever reserved it, or resumed it last, moves it")
         before, after = _MOVES[kind]
         if entry.state == after != before and kind != "release":
+            if kind == "open" and body.get("opener") != self._openers[key]:
+                raise LedgerError(f"cannot open entry {entry.id}: another copy of it was opened; reserve a new charge")
             raise AlreadyDone
         if entry.state != before:
             raise LedgerError(f"cannot {kind} entry {entry.id}: it is {entry.state}; {_HINTS[entry.state]}")
@@ -197,15 +204,17 @@ class Book:
     def _apply(self, row: Row, entry: Entry, after: State) -> None:
         kind, body, key = row.step.kind, row.step.body, entry.key
         if kind == "lease":
-            self._end_leases(key, "a later lease took the place of this one")
-            self._leases[text(body, "lease")] = (key, "")
+            self._end_lease(key, "a later lease took the place of this one")
+            lease = self._good_lease[key] = text(body, "lease")
+            self._leases[lease] = (key, "")
             return
         if kind == "resume":
-            self._end_leases(key, "this lease was used, and a lease is used once")
+            self._end_lease(key, "this lease was used, and a lease is used once")
             self._holders[key] = text(body, "holder")
             return
         if kind == "open":
             self.entries[key] = replace(entry, state=after, opened_at=row.at)
+            self._openers[key] = body.get("opener")
             return
         closed = replace(entry, state=after, closed_at=row.at)
         if kind == "release":
@@ -219,10 +228,10 @@ class Book:
             spent = self.accounts[entry.dataset].spent[cost.column]
             spent.add(-cost.loss_units, -cost.delta_units, entry.blocks)
 
-    def _end_leases(self, key: str, why: str) -> None:
-        for lease, (owner, gone) in self._leases.items():
-            if owner == key and not gone:
-                self._leases[lease] = (key, why)
+    def _end_lease(self, key: str, why: str) -> None:
+        lease = self._good_lease.pop(key, None)
+        if lease is not None:
+            self._leases[lease] = (key, why)
 
 
 def _entry(row: Row, key: str) -> Entry:

@@ -4,6 +4,7 @@ A bound is rounded against us, and it never stands alone: `bound` puts delta, un
 released into the same line.
 """
 
+import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 NOT_STATED = "not stated"
@@ -41,6 +42,8 @@ def bound(
 
 
 def _rounded(value: float, mode: str) -> str:
+    if math.isinf(value):
+        return "infinity"
     exact = Decimal(repr(float(value)))
     if abs(exact) < Decimal("0.1"):
         return f"{_significant(value, mode):.3g}" if exact else "0"

@@ -7,7 +7,6 @@ a text refuses to be empty, and None is rendered as not stated. Numbers that are
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from datetime import UTC
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -26,6 +25,7 @@ from pydantic import (
 )
 
 from accounting.budget import Neighbors
+from accounting.report.passwords import without_passwords
 from accounting.report.phrase import NOT_STATED, bound
 
 Status = Literal["enforced", "checked", "asserted", "violated"]
@@ -37,14 +37,12 @@ Verdict = Literal["private", "conditional", "violated", "not private"]
 
 # Line breaks and control characters (the headline is one line), and marks that reorder what a reviewer sees.
 _UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
-_PASSWORD = re.compile(r"(://[^/@:\s\"]*):[^@/\s\"]+@")
 
 
 def _plain(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Returns a copy that JSON can write (NaN is refused), with passwords in URLs replaced by stars."""
-    text = json.dumps(values, allow_nan=False)
-    copy: dict[str, JsonValue] = json.loads(_PASSWORD.sub(r"\1:***@", text))
-    return copy
+    copy: dict[str, JsonValue] = json.loads(json.dumps(values, allow_nan=False))
+    return {name: without_passwords(value) for name, value in copy.items()}
 
 
 def _none_if_not_finite(value: Any) -> Any:

@@ -146,7 +146,11 @@ def _guarantee_rows(promise: Guarantee | None) -> list[Row]:
     return [
         ("claim", promise.phrase()),
         ("lower end", NOT_STATED if lower is None else promise.phrase_of(lower, relation=">=")),
-        *(("at another delta", promise.phrase_of(at.epsilon, delta=at.delta)) for at in promise.profile),
+        *(
+            ("at another delta", promise.phrase_of(at.epsilon, delta=at.delta))
+            for at in promise.profile
+            if at.delta != promise.delta
+        ),
         ("without sampling", NOT_STATED if unsampled is None else promise.phrase_of(unsampled)),
         ("unit", f"{promise.unit} (columns: {_listed(promise.unit_columns)})"),
         ("neighbors", f"{promise.neighbors.replace('-', '/')}: {promise.neighbors_definition}"),
@@ -182,11 +186,17 @@ def _budget_rows(report: Report) -> list[Row]:
         ("before", amount(budget.spent_before_epsilon, budget.spent_before_delta, "earlier releases", "<=")),
         ("this run", this_run),
         ("left", amount(budget.left_epsilon, budget.left_delta, "not yet released", "=")),
-        ("rule", budget.rule),
+        ("rule", f"{budget.rule}{_rule_note(budget)}"),
         ("data set", budget.dataset),
         ("ledger entry", budget.entry),
         ("ledger head", budget.head),
     ]
+
+
+def _rule_note(budget: LedgerBudget) -> str:
+    if budget.rule in ("basic", NOT_STATED):
+        return ""
+    return ": losses add up, not epsilons, and the limit's delta is spent once, by turning their sum into epsilon"
 
 
 def _mechanism_rows(report: Report) -> list[Row]:

@@ -33,11 +33,15 @@ def draw(entries: Sequence[Entry], balance: Balance, file: Path) -> None:
     axes.set(
         ylim=(0, None),
         ylabel=f"{MEASURES[balance.rule]}{order}{block}",
+        xlabel="UTC" if changes else "nothing was charged",
         title=f"{balance.dataset}: limit {balance.limit}",
     )
-    locator = AutoDateLocator()
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    if changes:
+        locator = AutoDateLocator()
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    else:
+        axes.set_xticks([])  # without a time there is none to show
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -304,6 +304,13 @@ def test_what_rdp_covers_whole_is_never_worse_than_a_join() -> None:
     assert found.upper >= epsilon(composed(event.events[1]), delta=1e-6).upper
 
 
+def test_answers_that_tell_nothing_cost_nothing() -> None:
+    """A fixed bug: randomized response that is all noise ended in a math domain error."""
+    silent = repeated(randomized_response(randomize_probability=1.0, categories=3), 5)
+    assert epsilon(silent, delta=1e-6, neighbors="replace", certify=True).upper == 0.0
+    assert delta(silent, epsilon=0.1, neighbors="replace").upper == 0.0
+
+
 def test_delta_and_epsilon_are_inverse() -> None:
     events: list[dp_event.DpEvent] = [PHASES[0], composed(PHASES[0], laplace(noise_multiplier=3.0)), zcdp(rho=0.1)]
     for event in events:

@@ -68,6 +68,21 @@ def test_a_budget_that_any_noise_keeps_gets_the_least_noise_that_is_accounted() 
     assert LEAST_NOISE <= noise <= LEAST_NOISE * (1 + 2 * RELATIVE_TOLERANCE)
 
 
+def test_more_steps_are_found_up_to_a_billion() -> None:
+    """A fixed bug: the search jumped from 10^7 steps to more than it takes, and said that a billion keep the budget."""
+    wanted = budget(3.0)
+    found = calibrate.most_steps(make_steps(2e4), wanted)
+    assert 1e8 < found < 1e9
+    at, above = (epsilon(make_steps(2e4)(steps), delta=1e-6).upper for steps in (found, int(found * 1.001)))
+    assert at <= 3.0 < above
+    with pytest.raises(ValueError, match="more than 1000000000 steps"):
+        calibrate.most_steps(make_steps(2e5), wanted)
+
+
+def make_steps(noise: float):
+    return lambda steps: dp_sgd(sampling_rate=1.0, noise_multiplier=noise, steps=steps)
+
+
 def test_a_budget_that_no_noise_keeps_is_refused() -> None:
     with pytest.raises(ValueError, match="no noise keeps epsilon 1"):
         noise_multiplier(lambda _: non_private(), budget(1.0))

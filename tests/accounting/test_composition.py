@@ -11,6 +11,8 @@ from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution,
 
 from accounting import composition
 from accounting.composition import Composition, TooFine
+from accounting.losses import privacy_loss
+from accounting.mechanisms import dp_sgd, parts
 
 GRID = 0.01
 
@@ -86,6 +88,23 @@ def test_composed_gaussians_are_exact_far_into_the_tail(noise: float, count: int
 
         assert exact(found) <= delta
         assert exact(found - 2e-4 - count * grid**2) > delta or found < 2e-4
+
+
+@pytest.mark.parametrize("delta", [1e-6, 1e-12, 1e-15])
+def test_a_tiny_loss_has_a_tiny_epsilon_at_a_tiny_delta(delta: float) -> None:
+    """A fixed bug: below a delta of 10^-11, an epsilon of 7e-5 was given as infinite, and then as RDP's 0.08."""
+    leaf = parts(dp_sgd(sampling_rate=3e-5, noise_multiplier=4.0, steps=1))[0][0]
+    grid = 1e-6
+    found = Composition([(privacy_loss(leaf, neighbors="add-remove", grid=grid), 1)]).epsilon(delta)
+    with mpmath.workdps(40):
+        q, mu, e = mpmath.mpf(3e-5), mpmath.mpf(1) / 4, mpmath.mpf(found)
+
+        def exact(e: mpmath.mpf) -> mpmath.mpf:
+            edge = mpmath.log((mpmath.exp(e) - 1 + q) / q) / mu + mu / 2
+            return q * mpmath.ncdf(mu - edge) - (mpmath.expm1(e) + q) * mpmath.ncdf(-edge)
+
+        assert exact(e) <= delta
+        assert exact(e - 3 * grid) > delta
 
 
 def test_adding_and_removing_a_unit_are_both_bounded() -> None:

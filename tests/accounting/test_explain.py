@@ -90,6 +90,13 @@ def test_a_larger_false_positive_rate_finds_more() -> None:
     assert found[-1] == 1.0
 
 
+@pytest.mark.parametrize(("noise", "count", "mu"), [(0.2, 200, 70.71), (0.2, 100, 50.0)])
+def test_a_loss_beyond_the_largest_exponential_is_explained(noise: float, count: int, mu: float) -> None:
+    """A fixed bug: where an epsilon has no exponential in floats, mu was 45, with a fit error of 0."""
+    assert gaussian_dp(repeated(gaussian(noise_multiplier=noise), count)).mu == pytest.approx(mu, rel=0.01)
+    assert true_positive_rate(repeated(gaussian(noise_multiplier=noise), count), false_positive_rate=0.0) <= 1.0
+
+
 def test_without_privacy_everything_is_found() -> None:
     assert gaussian_dp(non_private()).mu == math.inf
     assert true_positive_rate(non_private(), false_positive_rate=0.0) == 1.0

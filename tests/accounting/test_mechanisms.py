@@ -3,8 +3,11 @@
 import doctest
 import json
 import math
+import time
 from collections.abc import Callable
+from fractions import Fraction
 
+import mpmath
 import pytest
 from dp_accounting import dp_event
 from scipy.stats import binom
@@ -127,6 +130,16 @@ def test_a_user_loses_a_binomial_mixture_of_gaussians() -> None:
         (approximate_dp, {"epsilon": 1.0, "delta": 0.0}, {"epsilon": math.inf}),
         (approximate_dp, {"epsilon": 1.0, "delta": 0.0}, {"delta": 1.0}),
         (zcdp, {"rho": 1.0}, {"rho": 0.0}),
+        # Fixed bugs: amounts whose squares are no floats, and counts above 2^53, ended in an OverflowError.
+        (gaussian, {"noise_multiplier": 1.0}, {"noise_multiplier": 1e200}),
+        (gaussian, {"noise_multiplier": 1.0}, {"noise_multiplier": 1e-200}),
+        (gaussian, {"noise_multiplier": 1.0}, {"noise_multiplier": 10**400}),
+        (laplace, {"noise_multiplier": 1.0}, {"noise_multiplier": 1e-310}),
+        (discrete_laplace, {"scale": 1.0, "sensitivity": 1}, {"scale": 1e-310}),
+        (discrete_gaussian, {"noise_std": 1.0, "sensitivity": 1}, {"sensitivity": 10**400}),
+        (approximate_dp, {"epsilon": 1.0, "delta": 0.0}, {"epsilon": 1e308}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"steps": 2**53 + 1}),
+        (dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 10}, {"steps": 10**400}),
     ],
 )
 def test_what_cannot_be_executed_is_refused(
@@ -138,7 +151,10 @@ def test_what_cannot_be_executed_is_refused(
         make(**{**good, **wrong})
 
 
-@pytest.mark.parametrize(("mean", "shape"), [(0.5, 1), (0.0, math.inf), (10, -1), (10, math.nan), (math.inf, 1)])
+@pytest.mark.parametrize(
+    ("mean", "shape"),
+    [(0.5, 1), (0.9, math.inf), (0.0, math.inf), (10, -1), (10, math.nan), (10, 1e308), (math.inf, 1)],
+)
 def test_a_number_of_trials_that_cannot_be_drawn_is_refused(mean: float, shape: float) -> None:
     with pytest.raises(ValueError, match="must be"):
         private_selection(zcdp(rho=0.1), mean_trials=mean, shape=shape)
@@ -256,6 +272,38 @@ def test_text_that_is_no_event_is_refused(text: str) -> None:
         from_json(text)
 
 
+def test_a_key_that_stands_twice_is_refused() -> None:
+    """A fixed bug: of two counts the last one was read, so that two readers could take one text for two events."""
+    with pytest.raises(UnknownEvent, match="twice"):
+        from_json('{"count":2,"count":1,"event":"self-composed","of":{"event":"gaussian","noise_multiplier":1.0}}')
+
+
+@pytest.mark.parametrize("depth", [40, 200, 5000])
+def test_nested_events_take_no_time(depth: int) -> None:
+    """A fixed bug: time doubled with each level, and beyond the interpreter's depth a RecursionError came out."""
+    text = '{"count":1,"event":"self-composed","of":' * depth + json.dumps(GAUSSIAN) + "}" * depth
+    event: dp_event.DpEvent = dp_event.GaussianDpEvent(1.0)
+    for _ in range(depth):
+        event = dp_event.SelfComposedDpEvent(event, 1)
+    started = time.monotonic()
+    if depth <= 40:
+        assert json.loads(to_json(from_json(text))) == json.loads(text)
+        assert parts(event) == [(gaussian(noise_multiplier=1.0), 1)]
+    else:
+        with pytest.raises(UnknownEvent, match="nested"):
+            from_json(text)
+        with pytest.raises(UnknownEvent, match="nested"):
+            to_json(event)
+    assert time.monotonic() - started < 2
+
+
+def test_more_executions_than_floats_count_are_refused() -> None:
+    """A fixed bug: they ended in an OverflowError of numpy's, or in a ValueError of the Fourier transform's."""
+    many = repeated(repeated(gaussian(noise_multiplier=1e9), 2**30), 2**30)
+    with pytest.raises(UnknownEvent, match="executions"):
+        parts(many)
+
+
 def test_reading_json_looks_up_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a name found in a file was looked up")
@@ -341,6 +389,18 @@ def test_without_sampling_every_unit_is_in_every_batch() -> None:
     assert unsampled(ONE_OF_EACH["laplace"]) == ONE_OF_EACH["laplace"]
 
 
+@pytest.mark.parametrize("randomized", [0.0056, 0.0016013484, 0.0559935540, 0.37, 0.8145878])
+@pytest.mark.parametrize("categories", [2, 3, 10, 1000])
+def test_pure_epsilon_is_never_rounded_down(randomized: float, categories: int) -> None:
+    """A fixed bug: an ulp too little was claimed with delta 0, or with a delta of 10^-15 that was seven times that."""
+    p = Fraction(randomized)
+    ratio = (1 - p + p / categories) / (p / categories)
+    found = pure_epsilon(randomized_response(randomize_probability=randomized, categories=categories))
+    with mpmath.workdps(40):
+        exact = mpmath.log(mpmath.mpf(ratio.numerator) / ratio.denominator)
+        assert exact <= found <= exact * (1 + mpmath.mpf(2e-15))
+
+
 def test_pure_epsilon_is_the_largest_ratio_of_chances() -> None:
     # p/k = 1/8 for a wrong answer, 1/2 + 1/8 for the true one.
     assert pure_epsilon(ONE_OF_EACH["randomized response"]) == pytest.approx(math.log(5.0))
@@ -349,3 +409,9 @@ def test_pure_epsilon_is_the_largest_ratio_of_chances() -> None:
     assert pure_epsilon(ONE_OF_EACH["pure"]) == 0.5
     assert pure_epsilon(ONE_OF_EACH["approximate"]) is None
     assert pure_epsilon(ONE_OF_EACH["gaussian"]) is None
+
+
+def test_an_owner_of_too_many_rows_is_refused_at_once() -> None:
+    """A fixed bug: a hundred thousand rows of one owner were accounted for without end."""
+    with pytest.raises(UnknownEvent, match="clip all rows of an owner together"):
+        user_dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=10, records=100_000)

@@ -1,5 +1,6 @@
 """Renyi divergences against their definition, dp-accounting's, and the exchange with (epsilon, delta)."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from accounting import renyi
+from accounting.accountant import epsilon
 from accounting.budget import Budget, Neighbors
 from accounting.mechanisms import (
     UnknownEvent,
@@ -106,6 +108,53 @@ def test_the_sampled_gaussian_is_integrated_as_defined(order: float, rate: float
     assert divergence(event, order=order, neighbors=ADD) == pytest.approx(math.log(total) / (order - 1), rel=1e-6)
 
 
+def mixture_divergence(p: dict[float, float], q: dict[float, float], noise: float, order: float) -> float:
+    """D_a of mixtures of Gaussians {mean: chance}, by adaptive quadrature of ``P^a Q^(1-a)``."""
+
+    def log_density(mixture: dict[float, float], z: float) -> float:
+        return float(logsumexp([math.log(w) - (z - m) ** 2 / (2 * noise**2) for m, w in mixture.items()]))
+
+    def integrand(z: float) -> float:
+        return math.exp(order * log_density(p, z) + (1 - order) * log_density(q, z))
+
+    far = order * max(map(abs, [*p, *q])) + 12 * noise
+    cuts = np.linspace(-far, far, 41)
+    total = sum(quad(integrand, a, b, epsabs=0, epsrel=1e-10, limit=200)[0] for a, b in itertools.pairwise(cuts))
+    return math.log(total / (noise * math.sqrt(2 * math.pi))) / (order - 1)
+
+
+@pytest.mark.parametrize("order", [1.5, 2.8, 8.0])
+@pytest.mark.parametrize(("rate", "noise"), [(0.01, 1.0), (0.3, 2.0)])
+def test_a_replaced_sampled_unit_is_integrated_as_defined(order: float, rate: float, noise: float) -> None:
+    p, q = {0.0: 1 - rate, 1.0: rate}, {0.0: 1 - rate, -1.0: rate}
+    event = dp_sgd(sampling_rate=rate, noise_multiplier=noise, steps=1)
+    expected = mixture_divergence(p, q, noise, order)
+    assert divergence(event, order=order, neighbors="replace") == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("order", [1.5, 2.8, 8.0])
+@pytest.mark.parametrize("records", [2, 5])
+def test_an_owner_of_several_rows_is_integrated_as_defined(order: float, records: int) -> None:
+    rate, noise = 0.05, 1.5
+    p = {float(j): math.comb(records, j) * rate**j * (1 - rate) ** (records - j) for j in range(records + 1)}
+    event = user_dp_sgd(sampling_rate=rate, noise_multiplier=noise, steps=1, records=records)
+    expected = max(mixture_divergence(p, {0.0: 1.0}, noise, order), mixture_divergence({0.0: 1.0}, p, noise, order))
+    assert divergence(event, order=order, neighbors=ADD) == pytest.approx(expected, rel=1e-6)
+
+
+def test_mixed_divergences_lie_between_those_of_other_accountings() -> None:
+    """An integral on too coarse a mesh, or a forgotten component, would fall below the PLD's epsilon."""
+    user = user_dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=1000, records=4)
+    for event, neighbors in ((user, ADD), (SGD, "replace")):
+        tight = epsilon(event, delta=1e-6, neighbors=neighbors).upper
+        assert tight <= least_epsilon(event, delta=1e-6, neighbors=neighbors) <= 1.7 * tight
+
+
+def test_a_component_too_rare_for_a_float_counts_as_certain() -> None:
+    rare = user_dp_sgd(sampling_rate=1e-5, noise_multiplier=10.0, steps=1, records=80)  # 1e-400 is 0 in floats
+    assert divergence(rare, order=2.0, neighbors=ADD) == pytest.approx(2.0 * 8.0**2 / 2)
+
+
 @pytest.mark.parametrize(
     ("event", "neighbors", "relation"),
     [
@@ -156,12 +205,11 @@ def test_replacing_a_unit_doubles_the_sensitivity() -> None:
     ("event", "neighbors"),
     [
         (approximate_dp(epsilon=1.0, delta=1e-9), ADD),
-        (user_dp_sgd(sampling_rate=0.1, noise_multiplier=1.0, steps=1, records=2), ADD),
+        (user_dp_sgd(sampling_rate=0.1, noise_multiplier=1.0, steps=1, records=2), "replace"),
         (
             truncated_dp_sgd(sampling_rate=0.1, noise_multiplier=1.0, steps=1, population=100, largest_batch=20),
             ADD,
         ),
-        (SGD, "replace"),
         (randomized_response(randomize_probability=0.5, categories=2), ADD),
         (private_selection(approximate_dp(epsilon=1.0, delta=1e-9), mean_trials=3, shape=1), ADD),
     ],
@@ -210,6 +258,14 @@ def test_rho_is_the_least_of_gaussians_and_of_laplace() -> None:
     assert zcdp_rho(laplace(noise_multiplier=0.5), neighbors=ADD) == pytest.approx(near, rel=1e-5)
 
 
+def test_rho_of_several_sums_of_one_sample_is_that_of_their_merged_noise_for_a_replaced_unit_too() -> None:
+    """A fixed bug: under replace, rho of several sums was that of add/remove, a quarter of the true one."""
+    joint = joint_dp_sgd(sampling_rate=0.1, noise_multipliers=[3.0, 4.0], steps=7)
+    merged = dp_sgd(sampling_rate=0.1, noise_multiplier=2.4, steps=7)
+    for neighbors in ("add-remove", "replace"):
+        assert zcdp_rho(joint, neighbors=neighbors) == pytest.approx(zcdp_rho(merged, neighbors=neighbors))
+
+
 def test_rho_counts_no_sampling_and_no_records_away() -> None:
     assert zcdp_rho(SGD, neighbors=ADD) == pytest.approx(50.0)
     user = user_dp_sgd(sampling_rate=0.1, noise_multiplier=2.0, steps=10, records=3)
@@ -244,6 +300,16 @@ def test_the_largest_rho_and_divergence_keep_the_budget_and_are_the_largest(epsi
     order = 1 + 2 * math.log(1 / delta) / epsilon
     largest = divergence_within(budget, order)
     assert epsilon_of_renyi(largest, order, delta) <= epsilon < epsilon_of_renyi(largest + 1e-10 * order, order, delta)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-6, 1e-30])
+def test_hardly_any_noise_takes_no_time_and_no_memory(noise: float) -> None:
+    """A fixed bug: the integral took as many points as the noise is small, and all memory."""
+    sampled = dp_sgd(sampling_rate=0.01, noise_multiplier=noise, steps=1)
+    # One term of the sum over a whole order is a bound from below, and no sampling one from above.
+    below = (2 * math.log(0.01) + 1 / noise**2) / (2 - 1)
+    found = divergence(sampled, order=2.5, neighbors=ADD)
+    assert below <= found <= 2.5 / (2 * noise**2) * (1 + 1e-9)
 
 
 def test_an_order_too_small_for_the_budget_is_refused() -> None:

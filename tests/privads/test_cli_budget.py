@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from accounting import mechanisms
-from accounting.accountant import epsilon
+from accounting.accountant import Bounds, epsilon
 from accounting.ledger import Charge, Entry, Ledger
+from accounting.report.phrase import round_up
 from tests.privads.test_cli import Done, privads, refused
 
 URL = "sqlite:///budget.db"
@@ -58,7 +59,7 @@ def test_show_prints_limit_spent_left_and_the_joint_figure_with_their_terms(fold
     for line in lines[:4]:
         assert ", user, add/remove, data set ads)" in line
     assert "reported and not enforced" in lines[3]
-    assert "1 of the charges are still open" in lines[4]
+    assert lines[4] == "open:  1 of the charges; they count as spent"
     found = shown(folder, "show", *WHERE)
     one = epsilon(RUN, delta=1e-8).upper
     assert found["spent"]["epsilon"] == pytest.approx(2 * one, abs=3e-9)  # type: ignore[index]
@@ -108,7 +109,7 @@ def test_verify_accounts_history_anew(folder: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("accounting.accountant.epsilon", corrected)
     done = privads(folder, "budget", "verify", "--ledger", URL, "--reaccount")
-    assert done.returncode == 3
+    assert done.returncode == 4
     assert "charged less than today's accountant finds: train dcn" in done.stdout
 
 
@@ -143,7 +144,7 @@ def test_init_sets_columns_rule_and_blocks_once(tmp_path: Path) -> None:
     day = "unit=user-day,epsilon=1,delta=1e-7"
     done = init(tmp_path, "--also", day, "--also", labels, "--rule", "rdp", "--order", "32", "--block", "day")
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3
+    assert [line[:6] for line in done.stdout.splitlines()] == [*["limit:", "rule: "] * 3, "ledger"]
     columns = shown(tmp_path, "show", *WHERE)["columns"]
     assert [(one["unit"], one["label_only"]) for one in columns] == [  # type: ignore[attr-defined]
         ("user", False),
@@ -252,6 +253,9 @@ def test_calibrate_for_users_who_own_several_rows_needs_more_noise(tmp_path: Pat
         (("--sampling-rate", "0.1", "--batch", "5", "--population", "10", "--steps", "5"), ["not both"]),
         (("--batch", "5", "--steps", "5"), ["--population"]),
         (("--epochs", "5", "--noise-multiplier", "1"), ["--epochs"]),
+        (("--epochs", "inf", "--batch", "5", "--population", "10"), ["--epochs must be positive and finite"]),
+        (("--epochs", "nan", "--batch", "5", "--population", "10"), ["--epochs must be positive and finite"]),
+        (("--population", "10", "--sampling-rate", "0.1", "--steps", "5"), ["--population belongs to --batch"]),
         (("--sampling-rate", "2", "--steps", "5"), ["sampling_rate must be"]),
         (("--sampling-rate", "0.1", "--steps", "0"), ["steps must be"]),
         (("--sampling-rate", "0.1", "--noise-multiplier", "0.2"), ["not even one step"]),
@@ -265,3 +269,96 @@ def test_calibrate_says_what_is_missing(tmp_path: Path, options: tuple[str, ...]
         refused(done, 2, *words)
     else:
         assert "sampling_rate: 1" in done.stdout
+
+
+def test_a_purpose_that_reads_like_markup_is_shown_as_it_is(folder: Path) -> None:
+    purpose = "[/b] :smile: " + "long " * 60 + "end"
+    reserve(folder, purpose)
+    done = privads(folder, "budget", "history", *WHERE)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "reserved " in line and "[/b]" in line]
+    assert purpose in line, "in a pipe a charge is one line"
+
+
+def test_history_rounds_against_us_and_names_every_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert init(tmp_path, "--also", "unit=user-day,epsilon=3,delta=1e-6").returncode == 0
+    one = reserve(tmp_path, delta=1.2345e-8)
+    lines = privads(tmp_path, "budget", "history", *WHERE).stdout.splitlines()
+    assert f" {round_up(one.epsilon)} " in lines[1]
+    assert " 1.24e-08 " in lines[1]
+    spent = [line for line in lines if line.startswith("spent: ")]
+    assert [", user, add/remove, data set ads)" in line for line in spent] == [True, False]
+    assert ", user-day, add/remove, data set ads)" in spent[1]
+
+
+def test_show_says_which_block_is_the_dearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert init(tmp_path, "--block", "day", unit="user-day").returncode == 0
+    for block in ("2026-11-01", "2026-11-02", "2026-11-02"):
+        reserve(tmp_path, unit="user-day", blocks=(block,))
+    done = privads(tmp_path, "budget", "show", *WHERE)
+    assert "the most in one block, of 2 with charges of their own: 2026-11-02" in done.stdout
+
+
+def test_show_and_init_state_the_rule_in_its_own_measure(tmp_path: Path) -> None:
+    line = "of Renyi divergence of order 32; it spends delta once"
+    assert line in init(tmp_path, "--rule", "rdp", "--order", "32").stdout
+    assert line in privads(tmp_path, "budget", "show", *WHERE).stdout
+
+
+@pytest.mark.parametrize("head", ["", "abc", "A" * 64])
+def test_what_is_no_head_is_not_taken_for_a_broken_ledger(folder: Path, head: str) -> None:
+    refused(privads(folder, "budget", "verify", "--ledger", URL, "--head", head), 2, "--head must be")
+
+
+def test_export_never_writes_another_format_than_was_asked_for(folder: Path) -> None:
+    refused(privads(folder, "budget", "export", *WHERE, "--format", "csv", "--json"), 2, "leave one out")
+    done = privads(folder, "budget", "export", *WHERE, "--format", "csv", "--json", "--out", "log.csv")
+    assert json.loads(done.stdout) == {"dataset": "ads", "format": "csv", "out": "log.csv"}
+    assert (folder / "log.csv").read_text().startswith("seq,")
+
+
+def test_a_limit_stated_twice_is_refused(tmp_path: Path) -> None:
+    refused(init(tmp_path, "--also", "unit=user-day,epsilon=1,epsilon=2,delta=1e-7"), 2, "--also must read")
+    assert not (tmp_path / "budget.db").exists()
+
+
+def test_an_infinite_figure_is_null_in_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = {"delta": 1e-6, "neighbors": "add-remove", "method": "m", "grid": None, "library": "l"}
+    unknown = Bounds(lower=None, upper=math.inf, epsilon=None, **terms)  # type: ignore[arg-type]
+    monkeypatch.setattr(Ledger, "joint", lambda *_, **__: unknown)
+    assert shown(folder, "show", *WHERE)["joint"]["epsilon"] is None  # type: ignore[index]
+    assert "epsilon <= infinity (delta 1e-06" in privads(folder, "budget", "show", *WHERE).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("budget", "init", *WHERE, "--epsilon", "x", "--delta", "1e-6", "--unit", "user"), "not a valid float"),
+        (("budget", "show", "--dataset", "ads"), "Missing option '--ledger'"),
+        (("budget", "shwo"), "No such command 'shwo'"),
+        (("calibrate", "--no-such"), "see `privads calibrate --help`"),
+        (("budget", "history", *WHERE, "--plot", "no-folder/x.svg"), "no-folder/x.svg: No such file"),
+        (("budget", "export", *WHERE, "--out", "no-folder/x"), "no-folder/x: No such file"),
+    ],
+    ids=str,
+)
+def test_a_usage_error_is_one_line(folder: Path, words: tuple[str, ...], said: str) -> None:
+    refused(privads(folder, *words), 2, said)
+
+
+def test_calibrate_prints_every_digit_of_what_it_found(tmp_path: Path) -> None:
+    asked = ("--epsilon", "3", "--delta", "1e-6", "--unit", "user", "--sampling-rate", "0.01", "--steps", "100")
+    said = privads(tmp_path, "calibrate", *asked).stdout.splitlines()[0]
+    found = json.loads(privads(tmp_path, "calibrate", *asked, "--json").stdout)
+    assert said == f"noise_multiplier: {found['noise_multiplier']}", "a rounded one may cost more than the budget"
+
+
+@pytest.mark.parametrize("held", [b"\xff\xfe", b"", b'{"event": "foo"}', b'{"event":"composed","events":[' * 3000])
+def test_an_event_that_cannot_be_read_is_refused_with_its_file(tmp_path: Path, held: bytes) -> None:
+    (tmp_path / "event.json").write_bytes(held)
+    asked = ("--epsilon", "3", "--delta", "1e-6", "--unit", "user", "--sampling-rate", "0.01", "--steps", "100")
+    done = privads(tmp_path, "calibrate", *asked, "--beside", "event.json")
+    refused(done, 2, "--beside event.json holds no event")
+    assert len(done.stderr) < 500

@@ -90,8 +90,8 @@ def test_an_aborted_charge_gives_its_day_back(daily: Ledger) -> None:
 def test_what_a_unit_may_be_replaced_by_lies_in_another_block(url: str) -> None:
     limit = budget(1.0, unit="user-day", neighbors="replace")
     ledger = Ledger.init(url, dataset=ADS, budget=limit, block="day")
-    ledger.reserve(ADS, day(0, 0.5, unit="user-day", neighbors="replace", event=_replaced(0.5)))
-    ledger.reserve(ADS, day(1, 0.5, unit="user-day", neighbors="replace", event=_replaced(0.25)))
+    ledger.reserve(ADS, day(0, 0.5, unit="user-day", event=_replaced(0.5)))
+    ledger.reserve(ADS, day(1, 0.5, unit="user-day", event=_replaced(0.25)))
     found = ledger.balance(ADS)
     assert found.by_block is None
     assert found.spent_epsilon == pytest.approx(0.75, abs=1e-6)  # two days change: they add up

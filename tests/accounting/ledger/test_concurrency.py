@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from accounting.budget import BudgetExceeded
-from accounting.ledger import Ledger
+from accounting.ledger import Charge, Ledger, LedgerError
 from tests.accounting.ledger.helpers import ADS, budget, charge
 
 WORKERS = 8
@@ -94,6 +94,31 @@ def test_of_processes_with_one_key_a_single_one_may_run(url: str) -> None:
         child.join()
     assert answers.count("run-7") == 1
     assert sum("used before" in answer for answer in answers) == 3
+    assert ledger.balance(ADS).spent_epsilon == 0.1
+
+
+def _open_one(url: str, asked: Charge, start: Barrier, report: Connection) -> None:
+    ledger = Ledger.open(url)
+    start.wait()
+    try:
+        report.send(ledger.open_rows(ledger.reserve(ADS, asked)).state)
+    except LedgerError as error:
+        report.send(str(error))
+
+
+def test_of_processes_that_got_one_charge_a_single_one_may_run(url: str) -> None:
+    """A charge that was handed to several workers, its secret with it, was a retry to each: all ran, and one paid."""
+    ledger = Ledger.init(url, dataset=ADS, budget=budget())
+    start, asked = processes.Barrier(3), charge()
+    pipes = [processes.Pipe(duplex=False) for _ in range(3)]
+    children = [processes.Process(target=_open_one, args=(url, asked, start, sender)) for _, sender in pipes]
+    for child in children:
+        child.start()
+    answers = [receiver.recv() for receiver, _ in pipes]
+    for child in children:
+        child.join()
+    assert answers.count("opened") == 1
+    assert sum("reserve a new charge" in answer or "needs a new key" in answer for answer in answers) == 2
     assert ledger.balance(ADS).spent_epsilon == 0.1
 
 

@@ -1,5 +1,6 @@
 """What a charge costs units that are not its own; expected figures are closed forms of the Gaussian and of counting."""
 
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -10,7 +11,8 @@ from scipy.stats import norm
 
 from accounting.budget import Budget
 from accounting.ledger import Ledger
-from accounting.ledger.cost import group_epsilon
+from accounting.ledger.columns import Account, Column
+from accounting.ledger.cost import costs, group_epsilon
 from accounting.mechanisms import (
     approximate_dp,
     gaussian,
@@ -94,6 +96,29 @@ def test_units_that_overlap_are_refused(sqlite_url: str, unit: str, column: str)
     assert "may lie in two" in refusal(ledger.reserve, ADS, charge_of(TEN, unit=unit, records={column: 5}))
 
 
+def test_a_replaced_part_of_a_coarser_unit_may_become_a_part_of_another(sqlite_url: str) -> None:
+    """A day of one user is replaced by a day of another one: both change what they add by up to 2 C."""
+    limits = [WIDE(neighbors="replace"), WIDE(unit="user-day", neighbors="replace")]
+    assert cost(sqlite_url, TEN, limits) == {("user", "replace"): exactly(5.0), ("user-day", "replace"): exactly(2.5)}
+    mixture = user_dp_sgd(sampling_rate=0.1, noise_multiplier=40.0, steps=5, records=2)
+    four = group_epsilon(mixture, group=4, delta=DELTA, neighbors="add-remove")
+    assert cost(sqlite_url + "2", mixture, limits)["user-day", "replace"] == pytest.approx(four, abs=2e-9)
+
+
+def test_a_unit_that_may_have_several_owners_is_replaced_not_removed(sqlite_url: str) -> None:
+    """Without a user, the 3 campaigns that saw the user stay, each with up to 2 C another sum."""
+    reach = {"unit": "campaign", "records": {"user": 3}}
+    assert cost(sqlite_url, TEN, [WIDE()], **reach) == {("user", "add-remove"): exactly(10 / 6)}
+    found = cost(sqlite_url + "2", TEN, [WIDE(neighbors="replace")], **reach)
+    assert found == {("user", "replace"): exactly(10 / 12)}
+
+
+def test_a_finer_unit_by_the_order_of_the_columns_is_removed_with_its_owner(sqlite_url: str) -> None:
+    limits = [WIDE(unit="household"), WIDE(unit="device")]
+    found = cost(sqlite_url, TEN, limits, unit="device", records={"household": 4})
+    assert found == {("household", "add-remove"): exactly(2.5), ("device", "add-remove"): exactly(10.0)}
+
+
 # --- units within blocks -----------------------------------------------------------------------------------
 
 
@@ -125,6 +150,57 @@ def test_in_a_day_a_user_has_many_user_hours(sqlite_url: str) -> None:
     assert [one.loss for one in entry.costs] == [exactly(10.0), exactly(5.0)]
 
 
+# --- the definition ----------------------------------------------------------------------------------------
+
+DAYS = ("2026-11-21", "2026-11-22")
+ROWS = {(user, day, number) for user in "ab" for day in DAYS for number in range(2)}
+LENGTH = {"user": 1, "user-day": 2, "example": 3}
+"""How much of a row, which is (user, day, number), names its unit."""
+
+
+def _units(rows: set[Any], unit: str) -> dict[Any, set[Any]]:
+    found: dict[Any, set[Any]] = {}
+    for row in rows:
+        found.setdefault(row[: LENGTH[unit]], set()).add(row)
+    return found
+
+
+def _farthest(unit: str, limit: Budget, blocks: tuple[str, ...]) -> int:
+    """How far a sum over ``unit``s of vectors of length 1 moves at most, over all data sets within two users' rows."""
+
+    def moved(rows: set[Any], others: set[Any]) -> int:
+        read = [{row for row in one if not blocks or row[1] in blocks} for one in (rows, others)]
+        before, after = (_units(one, unit) for one in read)
+        return sum(
+            (name in before) + (name in after) for name in {*before, *after} if before.get(name) != after.get(name)
+        )
+
+    most = 0
+    for kept in (ROWS, {row for row in ROWS if row[0] == "a" or row[1:] == (DAYS[0], 0)}):
+        for gone in _units(kept, limit.unit).values():
+            rest = kept - gone
+            come = [new for other, new in _units(ROWS, limit.unit).items() if other not in _units(rest, limit.unit)]
+            stranger = {("c", *row[1:]) for row in ROWS}
+            come += [*_units(stranger, limit.unit).values(), {min(gone)}]
+            ends = [rest] if limit.neighbors == "add-remove" else [rest | new for new in come]
+            most = max([most, *(moved(kept, end) for end in ends)])
+    return most
+
+
+@pytest.mark.parametrize("neighbors", ["add-remove", "replace"])
+@pytest.mark.parametrize("blocks", [(), DAYS[:1], DAYS])
+def test_no_unit_moves_a_sum_farther_than_its_column_pays_for(neighbors: Any, blocks: tuple[str, ...]) -> None:
+    """Laplace noise of scale 10: a sum that moves by m costs m / 10, and no column may pay less."""
+    for unit, protected in itertools.product(LENGTH, LENGTH):
+        column = Column(
+            limit=WIDE(unit=protected, neighbors=neighbors), rule="basic", order=None, loss_limit=1, delta_limit=1
+        )
+        rows = {"user": 2 * len(DAYS) if unit == "example" else len(DAYS), "user-day": 2}
+        asked = charge_of(laplace(noise_multiplier=10.0), 1e-15, unit=unit, records=rows, blocks=blocks)
+        (paid,) = costs(asked, Account("day", (column,), {}))
+        assert paid.loss >= _farthest(unit, column.limit, blocks) / 10 * (1 - 1e-3), (unit, protected)
+
+
 # --- neighbors ---------------------------------------------------------------------------------------------
 
 
@@ -142,6 +218,23 @@ def test_replace_says_nothing_about_add_and_remove(sqlite_url: str) -> None:
     message = refusal(ledger.reserve, ADS, charge_of(TEN, neighbors="replace"))
     assert "under 'replace'" in message
     assert "'add-remove'" in message
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"unit": "example", "records": {"user": 8}},  # the new user may have other than 8 rows
+        {"unit": "user-day", "blocks": ("2026-11-22",)},
+        {"unit": "user", "blocks": ("2026-11-22",)},  # the new user may come on another day
+    ],
+)
+def test_replace_says_nothing_where_the_number_of_units_changes(sqlite_url: str, terms: dict[str, Any]) -> None:
+    """One answer of each unit is released: whoever counts the answers knows how many units there are."""
+    ledger = Ledger.init(sqlite_url, dataset=ADS, budget=WIDE(neighbors="replace"), block="day")
+    coin = randomized_response(randomize_probability=0.5, categories=2)
+    assert "under 'replace'" in refusal(ledger.reserve, ADS, charge_of(coin, neighbors="replace", **terms))
+    (paid,) = ledger.reserve(ADS, charge_of(coin, neighbors="replace", delta=1e-12)).costs
+    assert paid.loss == pytest.approx(math.log(3), abs=1e-3)
 
 
 def test_labels_pay_to_the_label_column_and_to_no_other(sqlite_url: str) -> None:

@@ -228,6 +228,27 @@ def test_another_accountant_computes_anew(
     assert len(list(cache.iterdir())) == 2
 
 
+def test_a_corrected_conversion_of_the_ledger_computes_anew_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash of the sources left out this folder, whose `cost` takes part in every joint figure."""
+    read, fixed = Path.read_bytes, Path(module.__file__).with_name("cost.py")
+    before = module._fingerprint()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"# mended" * (path == fixed))
+    module._fingerprint.cache_clear()
+    assert module._fingerprint() != before
+    module._fingerprint.cache_clear()
+
+
+def test_a_cache_on_a_full_disk_is_left_empty(ledger: Ledger, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **named: Any) -> None:
+        raise OSError("no space left")
+
+    ledger.reserve(ADS, charge_of(TEN))
+    with monkeypatch.context() as context:
+        context.setattr(Path, "replace", fail)
+        assert ledger.joint(ADS).upper == exactly(10.0)
+    assert list(cache.iterdir()) == []
+
+
 def test_the_cache_knows_no_purpose_and_no_data_set(ledger: Ledger, cache: Path) -> None:
     ledger.reserve(ADS, charge_of(TEN, purpose="a secret launch"))
     ledger.joint(ADS)

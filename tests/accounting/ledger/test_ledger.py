@@ -4,10 +4,14 @@ import csv
 import io
 import json
 import math
+import multiprocessing
+import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -491,6 +495,57 @@ def test_a_write_that_failed_leaves_no_trace_in_memory(ledger: Ledger, monkeypat
     ledger.reserve(ADS, charge(epsilon=0.75))  # fits: the failed one was not counted
 
 
+def test_an_older_copy_put_in_the_place_of_an_open_ledger_is_refused_ever_after(
+    sqlite_url: str, path: Path, tmp_path: Path
+) -> None:
+    """The row that an open ledger saw last was forgotten with the first refusal, and the second charge was free."""
+    ledger = Ledger.init(sqlite_url, dataset=ADS, budget=budget())
+    shutil.copy(path, tmp_path / "older")
+    ledger.reserve(ADS, charge(epsilon=0.75))
+    shutil.copy(tmp_path / "older", path)
+    for _ in range(2):
+        assert "row 2:" in refusal(ledger.reserve, ADS, charge(epsilon=0.75))
+        assert "row 2:" in refusal(ledger.balance, ADS)
+        assert "row 2:" in refusal(ledger.verify)
+
+
+def test_what_was_only_read_anchors_an_open_ledger_too(sqlite_url: str, path: Path, tmp_path: Path) -> None:
+    Ledger.init(sqlite_url, dataset=ADS, budget=budget())
+    shutil.copy(path, tmp_path / "older")
+    Ledger.open(sqlite_url).reserve(ADS, charge(epsilon=0.75))
+    reader = Ledger.open(sqlite_url)
+    assert reader.balance(ADS).spent_epsilon == 0.75
+    shutil.copy(tmp_path / "older", path)
+    Ledger.open(sqlite_url).reserve(ADS, charge(epsilon=0.5))  # who saw nothing cannot know
+    assert "row 2: it is not the row that was read before" in refusal(reader.balance, ADS)
+    assert "row 2:" in refusal(reader.reserve, ADS, charge())
+
+
+def test_a_process_forked_while_a_thread_writes_can_use_the_ledger(ledger: Ledger) -> None:
+    """The child inherited a lock that no thread of its own would ever release."""
+    with ledger._lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = multiprocessing.get_context("fork").Process(target=ledger.reserve, args=(ADS, charge()))
+        child.start()
+    child.join(10)
+    child.kill()
+    assert child.exitcode == 0
+    assert ledger.balance(ADS).spent_epsilon == 0.1
+
+
+def test_a_forked_child_cannot_run_what_its_parent_runs(url: str, ledger: Ledger) -> None:
+    entry = ledger.reserve(ADS, charge())
+    ledger.open_rows(entry)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = multiprocessing.get_context("fork").Process(target=refusal, args=(ledger.open_rows, entry))
+        child.start()
+    child.join(10)
+    assert child.exitcode == 0  # refused
+    assert "another copy" in refusal(Ledger.open(url).open_rows, entry)
+    assert ledger.open_rows(entry).state == "opened"  # a retry
+
+
 def test_threads_share_a_ledger(ledger: Ledger) -> None:
     found: list[bool] = []
 
@@ -512,7 +567,9 @@ def test_threads_share_a_ledger(ledger: Ledger) -> None:
     assert ledger.verify().entries == 31
 
 
-def test_head_anchors_the_log_and_stays_valid_while_it_grows(ledger: Ledger, tamper: Callable[..., None]) -> None:
+def test_head_anchors_the_log_and_stays_valid_while_it_grows(
+    url: str, ledger: Ledger, tamper: Callable[..., None]
+) -> None:
     ledger.reserve(ADS, charge())
     head = ledger.head()
     free = ledger.verify()
@@ -521,8 +578,9 @@ def test_head_anchors_the_log_and_stays_valid_while_it_grows(ledger: Ledger, tam
     ledger.reserve(ADS, charge())
     assert ledger.verify(head=head).anchored
     tamper("DELETE FROM log WHERE seq >= 2")
-    assert not ledger.verify().anchored  # a cut tail alone looks like a younger log
-    assert head in refusal(ledger.verify, head=head)
+    fresh = Ledger.open(url)
+    assert not fresh.verify().anchored  # a cut tail alone looks like a younger log
+    assert head in refusal(fresh.verify, head=head)
 
 
 def test_export_is_the_whole_log_of_a_data_set_as_plain_data(url: str, ledger: Ledger) -> None:
@@ -613,6 +671,8 @@ def test_names_must_be_one_line_of_text(sqlite_url: str, text: Any) -> None:
         {"records": {"user": 2.0}},
         {"records": {"user": True}},
         {"records": {"No Unit": 2}},
+        {"records": [("user", 2)]},
+        {"records": None},
         {"blocks": "2026-11-22"},
         {"blocks": (20261122,)},
     ],

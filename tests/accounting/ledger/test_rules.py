@@ -1,6 +1,7 @@
 """The book's rules hold for every row of a log, whoever wrote it: a forged row is named although its hash fits."""
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -34,7 +35,10 @@ def holder(ledger: Ledger, seq: int = 7) -> dict[str, Any]:
 
 FORGERIES: dict[str, Any] = {
     "overspent": lambda it: [("reserve", body(it, cost={"loss": 700_000_000}))],
-    "delta overspent": lambda it: [("reserve", body(it, cost={"delta": 10**12}))],
+    "delta overspent": lambda it: [("reserve", body(it, delta=10**12, cost={"delta": 10**12}))],
+    "delta not paid": lambda it: [("reserve", body(it, cost={"delta": 0}))],
+    "paid less than it states": lambda it: [("reserve", body(it, cost={"loss": 299_999_999}))],
+    "more than a float holds": lambda it: [("reserve", body(it, epsilon=10**400, cost={"loss": 10**400}))],
     "negative": lambda it: [("reserve", body(it, cost={"loss": -5}))],
     "nothing": lambda it: [("reserve", body(it, cost={"loss": 0}))],
     "no amount": lambda it: [("reserve", body(it, cost={"loss": None}))],
@@ -87,6 +91,10 @@ def test_an_entry_is_moved_in_its_own_data_set_only(busy: Ledger) -> None:
     assert "row 9:" in refusal(busy.verify)
 
 
+def _ruled(content: dict[str, Any], rule: str, **column: Any) -> None:
+    content.update(rule=rule, columns=[{**content["columns"][0], **column}])
+
+
 LIMITS: dict[str, Any] = {
     "no columns": lambda it: it.update(columns=[]),
     "a column twice": lambda it: it.update(columns=it["columns"][:1] * 2),
@@ -94,6 +102,10 @@ LIMITS: dict[str, Any] = {
     "an unknown block": lambda it: it.update(block="year"),
     "more loss than epsilon": lambda it: it["columns"][0].update(loss=2 * 10**9),
     "an order without its rule": lambda it: it["columns"][0].update(order=8.0),
+    "an order that does not exist": lambda it: _ruled(it, "rdp", loss=1, order=0.5),
+    "a divergence beyond epsilon": lambda it: _ruled(it, "rdp", loss=482 * 10**6, order=20.0),
+    "a rho beyond epsilon": lambda it: _ruled(it, "zcdp", loss=2436 * 10**4),
+    "more than a float holds": lambda it: it["columns"][0].update(epsilon=10**400, loss=10**400),
     "a float": lambda it: it["columns"][0].update(epsilon=1.0, loss=1.0),
     "other neighbors": lambda it: it["columns"][0].update(neighbors="nearby"),
     "nothing": lambda it: it.clear(),
@@ -106,3 +118,23 @@ def test_forged_limits_are_found(busy: Ledger, forgery: str) -> None:
     LIMITS[forgery](content)
     write(busy, [Step(kind="init", dataset="new", body=content)])
     assert "row 8:" in refusal(busy.verify)
+
+
+@pytest.mark.parametrize(
+    ("rule", "column"), [("rdp", {"loss": 481 * 10**6, "order": 20.0}), ("zcdp", {"loss": 2435 * 10**4})]
+)
+def test_honest_limits_written_the_same_way_pass(busy: Ledger, rule: str, column: dict[str, Any]) -> None:
+    content = copy.deepcopy(busy.export(ADS)[0]["body"])
+    _ruled(content, rule, **column)
+    write(busy, [Step(kind="init", dataset="new", body=content)])
+    assert busy.verify().entries == 8
+
+
+def test_many_leases_are_replayed_in_time_that_grows_with_their_number(busy: Ledger) -> None:
+    """Each lease used to look at all others: 20,000 took half a minute, and then every reading did."""
+    write(busy, [Step(kind="open", dataset=ADS, key="third", body=holder(busy))])
+    one = holder(busy)
+    write(busy, [Step(kind="lease", dataset=ADS, key="third", body={**one, "lease": str(n)}) for n in range(20_000)])
+    start = time.process_time()
+    assert busy.history(ADS)[-1].state == "opened"
+    assert time.process_time() - start < 5

@@ -404,6 +404,32 @@ def test_empty_file_is_no_ledger_but_may_become_one(path: Path, sqlite_url: str)
     assert len(filled(sqlite_url, rows=1).rows()) == 1
 
 
+def test_file_that_becomes_a_ledger_while_it_is_looked_at_is_not_taken_for_another_file(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two processes that create one ledger, one read the file's mark before the other set it, the rest after."""
+    look = databases._pragma
+
+    def look_slowly(connection: Any, name: str) -> int:
+        found = look(connection, name)
+        monkeypatch.undo()
+        filled(sqlite_url, rows=1)
+        return found
+
+    monkeypatch.setattr(databases, "_pragma", look_slowly)
+    assert Store(sqlite_url, create=True).append(step(1), anything).seq == 2
+
+
+def test_process_that_creates_a_ledger_waits_for_another_that_does(sqlite_url: str, path: Path) -> None:
+    """SQLite answers BUSY at once to a change to WAL while another one writes the first page of the file."""
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        end = threading.Timer(0.2, other.execute, ["COMMIT"])
+        end.start()
+        assert len(filled(sqlite_url, rows=1).rows()) == 1
+        end.join()
+
+
 def test_directory_is_refused(tmp_path: Path) -> None:
     assert "cannot be opened" in refusal(Store(f"sqlite:///{tmp_path}").rows)
     assert "cannot be opened" in refusal(Store(f"sqlite:///{tmp_path}/no/b.db", create=True).append, step(), anything)
@@ -531,7 +557,8 @@ def test_message_shows_the_url_without_its_password(postgres_url: str) -> None:
     shown = Store(postgres_url).shown
     assert shown.startswith("postgresql+psycopg://privads:***@127.0.0.1:")
     assert shown in refusal(Store(postgres_url).rows)
-    hidden = Store("postgresql+psycopg://me@host/db?password=hunter2&sslpassword=hunter2&sslmode=require")
+    options = "password=hunter2&sslpassword=hunter2&passwd=hunter2&pwd=hunter2&sslmode=require"
+    hidden = Store(f"postgresql+psycopg://me@host/db?{options}")
     assert "hunter2" not in hidden.shown
     assert "sslmode=require" in hidden.shown
 
@@ -600,6 +627,26 @@ def test_settings_of_the_database_do_not_weaken_a_write(postgres: "Server", post
             assert store.append(step(8), anything).seq == 8
         finally:
             for name in weaker:
+                owner.execute(f"ALTER DATABASE ledger RESET {name}")
+
+
+def test_functions_of_others_do_not_weaken_a_write(postgres: "Server", postgres_url: str) -> None:
+    """A search_path that names another schema first took the writers' lock and the sync of a commit away."""
+    filled(postgres_url)
+    with postgres.connect("ledger") as owner:
+        try:
+            owner.execute("CREATE SCHEMA other")
+            owner.execute(
+                "CREATE FUNCTION other.set_config(text, text, boolean) RETURNS text LANGUAGE sql AS 'SELECT $2'"
+            )
+            owner.execute("CREATE FUNCTION other.pg_advisory_xact_lock(bigint) RETURNS void LANGUAGE sql AS 'SELECT'")
+            owner.execute("ALTER DATABASE ledger SET search_path = other, pg_catalog")
+            owner.execute("ALTER DATABASE ledger SET synchronous_commit = off")
+            with Store(postgres_url)._session(write=True) as connection:
+                assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "on"
+                assert owner.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (1,)
+        finally:
+            for name in ("search_path", "synchronous_commit"):
                 owner.execute(f"ALTER DATABASE ledger RESET {name}")
 
 

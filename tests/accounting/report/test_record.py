@@ -207,6 +207,24 @@ def test_a_password_in_a_url_does_not_reach_the_report() -> None:
     assert '"postgresql://trainer:***@budget.internal/ledger"' in text
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://ads:hunt/er2@host/db",
+        'postgresql+psycopg://ads:hunt"er2@host/db',
+        "postgresql+psycopg://ads:hunt er2@host/db",
+        "postgresql+psycopg://ads:hunt:er2@host/db",
+        "postgresql+psycopg://ads@host/db?password=hunter2",
+        "postgresql+psycopg://ads:hunter2@host/db?sslPassword=hunter2&sslmode=require",
+    ],
+)
+def test_no_password_that_a_url_can_hold_reaches_the_report(url: str) -> None:
+    text = run(config={"ledger": [{"url": url}]}).model_dump_json()
+    assert "er2" not in text
+    assert "***" in text
+    assert "postgresql+psycopg://ads" in text
+
+
 def test_numbers_that_json_cannot_hold_are_refused_or_absent() -> None:
     for bad in (math.inf, math.nan):
         with pytest.raises(ValidationError):

@@ -1,3 +1,4 @@
+import math
 import re
 import sys
 from html.parser import HTMLParser
@@ -5,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from accounting.report.record import CurvePoint, Interval, Report
+from accounting.report.phrase import round_up
+from accounting.report.record import CurvePoint, Interval, ProfilePoint, Report
 from accounting.report.render import MissingExtra, budget_bar, html, interval, markdown
 from tests.accounting.report import sample
 from tests.accounting.report.sample import ASSERTED, CHECKED, ENFORCED, VIOLATED, data, guarantee, report, run
@@ -308,3 +310,22 @@ def test_a_broken_promise_is_not_explained_as_if_it_held() -> None:
     for text in (markdown(VARIANTS["without privacy"]), page_of(VARIANTS["without privacy"]).text):
         assert "It protects nobody" in text
         assert "% accuracy" not in text
+
+
+def test_a_rule_that_does_not_add_epsilons_says_so() -> None:
+    assert "losses add up" not in markdown(report())
+    budget = sample.BLOCKS["budget"].model_copy(update={"rule": "rdp at order 4"})
+    note = "rdp at order 4: losses add up, not epsilons, and the limit's delta is spent once"
+    assert note in markdown(report(budget=budget))
+    assert note in page_of(report(budget=budget)).text
+
+
+def test_the_claims_own_delta_is_not_another_delta() -> None:
+    own = guarantee()
+    profile = (ProfilePoint(delta=own.delta, epsilon=own.epsilon), ProfilePoint(delta=1e-12, epsilon=9.0))
+    text = markdown(report(guarantee=guarantee(profile=profile)))
+    assert text.count("at another delta") == 1
+
+
+def test_an_infinite_figure_is_said_in_words() -> None:
+    assert round_up(math.inf) == "infinity"
