@@ -155,7 +155,7 @@ def concurrency_figures(name: str, url: str, *, processes: int, each: int) -> It
     yield Figure(name=f"{name}_rate", value=processes * each / seconds, unit="reservations/s", at_least=least)
 
 
-def crash_figures(folder: Path, *, kills: int, seed: int = 0) -> Iterator[Figure]:
+def crash_figures(folder: Path, *, kills: int, within_seconds: float = 0.1, seed: int = 0) -> Iterator[Figure]:
     """Yields what ``kills`` of a process at random moments of reserve, open, commit and abort left behind."""
     moments, found = random.Random(seed), {"read": 0, "understated": 0, "unopenable": 0}
     for first in range(0, kills, KILLS_PER_LEDGER):
@@ -164,7 +164,7 @@ def crash_figures(folder: Path, *, kills: int, seed: int = 0) -> Iterator[Figure
         read: set[str] = set()
         for _ in range(min(KILLS_PER_LEDGER, kills - first)):
             worker = Worker(partial(churn, url))
-            time.sleep(moments.uniform(0.0, 0.1))
+            time.sleep(moments.uniform(0.0, within_seconds))
             worker.kill()
             read |= set(worker.said())
             try:
