@@ -64,7 +64,7 @@ class Rows(Protocol):
 
     @property
     def units(self) -> NDArray[np.int64]:
-        """(rows,) who owns each row, as numbers from 0."""
+        """(rows,) who owns each row, as numbers from 0. Where they rise, a unit's rows are gathered from one place."""
         ...
 
     def take(self, row_numbers: NDArray[np.int64]) -> Batch:
@@ -86,4 +86,16 @@ def padding(schema: "Schema", rows: int = 1) -> Batch:
         labels={task: torch.zeros(rows) for task in schema.tasks},
         observed={task: torch.zeros(rows, dtype=torch.bool) for task in schema.tasks},
         weights=torch.zeros(rows),
+    )
+
+
+def joined(one: Batch, two: Batch) -> Batch:
+    """Returns the rows of ``one`` and then those of ``two``."""
+    return Batch(
+        dense=torch.cat([one.dense, two.dense]),
+        ids=torch.cat([one.ids, two.ids]),
+        offsets=torch.cat([one.offsets, two.offsets[1:] + one.offsets[-1]]),
+        labels={task: torch.cat([label, two.labels[task]]) for task, label in one.labels.items()},
+        observed={task: torch.cat([known, two.observed[task]]) for task, known in one.observed.items()},
+        weights=torch.cat([one.weights, two.weights]),
     )

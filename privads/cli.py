@@ -46,6 +46,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="run.toml: data, model and budget.")],
     setting: Annotated[list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE, over the file's.")] = None,
     out: Annotated[str | None, typer.Option(help="The run folder; it must not exist.")] = None,
+    keep_cache: Annotated[
+        bool, typer.Option("--keep-cache", help="Keep the encoded rows, which are private, for later runs.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -53,6 +56,7 @@ def train(
     from privads.run_config import read_config
 
     settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
+    settings += ["data.keep_cache=true"] if keep_cache else []
     read = read_config(config, settings)  # before the slow imports: a typing error is answered at once
 
     from accounting.report.summary import summary

@@ -17,6 +17,9 @@ from privads.training.fit import Progress, fit
 from privads.training.plan import TrainPlan
 from privads.training.run import Run
 
+KEPT_ROWS = "rows"
+"""The folder beside the run folder for rows that are kept."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
@@ -50,10 +53,12 @@ class TrainJob:
 def prepare(config: RunConfig) -> TrainJob:
     """Returns the job, with everything refused that can be refused before a row is read or a charge made."""
     schema = Schema.load(config.data.schema_)
-    logs = Logs(config.data.path, schema)
+    out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
+    check_writable(out)
+    keep = config.data.keep_cache
+    logs = Logs(config.data.path, schema, cache=out.parent / KEPT_ROWS if keep else out.parent, keep_cache=keep)
     logs.check()
     train, test = _split(logs, config.data)
-    out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
         model = build(config.model.name, schema, config.model.model_extra)
@@ -61,7 +66,6 @@ def prepare(config: RunConfig) -> TrainJob:
     if ledger is not None:
         ledger.balance(schema.dataset)  # an unknown data set is refused here, before the noise is calibrated
     plan = make_plan(config.plan, schema)
-    check_writable(out)
     return TrainJob(config=config, train=train, test=test, model=model, plan=plan, ledger=ledger, out=out)
 
 
@@ -69,7 +73,8 @@ def make_plan(table: PlanTable, schema: Schema) -> TrainPlan:
     """Returns the plan of a [plan] table for this schema."""
     schema.check_unit(table.unit)
     population = schema.population_of(table.unit) if table.population is None else table.population
-    shared = table.model_dump(include={"batch", "epochs", "rows_per_unit", "learning_rate", "averaging"})
+    passed_on = {"batch", "epochs", "rows_per_unit", "learning_rate", "averaging", "table_noise"}
+    shared = table.model_dump(include=passed_on | {"sampler", "largest_batch", "most_units"})
     if table.without_privacy or table.epsilon is None or table.delta is None:
         return TrainPlan.without_privacy(population=population, unit=table.unit, **shared)
     budget = Budget(epsilon=table.epsilon, delta=table.delta, unit=table.unit)

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,6 +25,7 @@ class DataTable(_Table):
     test_after: datetime | None = None
     test_fraction: float | None = Field(default=None, gt=0, lt=1)
     salt: str = "privads"
+    keep_cache: bool = False
 
     @model_validator(mode="after")
     def _one_split(self) -> Self:
@@ -60,6 +61,10 @@ class PlanTable(_Table):
     clip_norm: float | None = None
     learning_rate: float | None = None
     averaging: float | None = None
+    table_noise: Literal["dense", "lazy"] = "dense"
+    sampler: Literal["poisson", "truncated-poisson"] = "poisson"
+    largest_batch: int | None = Field(default=None, gt=0)
+    most_units: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _budget_is_stated(self) -> Self:

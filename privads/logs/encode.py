@@ -8,9 +8,9 @@ decides nothing visible, unless the schema says that the data are public; then a
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,30 @@ _WORDS = {**_NOTHING, "true": "1", "True": "1", "false": "0", "False": "0"}
 """What a text file writes for a value that Parquet holds as missing, true or false."""
 
 
+class Columns(Protocol):
+    """What a `Batch` is made of: in memory (`Part`), or in a mapped file."""
+
+    @property
+    def dense(self) -> NDArray[np.float32]:
+        """(rows, numeric)."""
+        ...
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """(rows, categorical), rows of the fused table."""
+        ...
+
+    @property
+    def labels(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Per task (rows,)."""
+        ...
+
+    @property
+    def observed(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Per task (rows,)."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """Some encoded rows. dense: (rows, numeric). ids: (rows, categorical), rows of the fused table. units: per unit
@@ -40,7 +64,7 @@ class Part:
 
     dense: NDArray[np.float32]
     ids: NDArray[np.int32]
-    labels: dict[str, NDArray[np.float32]]
+    labels: dict[str, NDArray[np.bool_]]
     observed: dict[str, NDArray[np.bool_]]
     reference: dict[str, NDArray[np.float64]]
     units: list[NDArray[np.object_]]
@@ -101,33 +125,32 @@ def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
     )
 
 
-def as_batch(part: Part, row_numbers: NDArray[np.int64]) -> Batch:
+def as_batch(columns: Columns, row_numbers: NDArray[np.int64]) -> Batch:
     """Returns these rows as a `Batch`; every categorical field is a bag of length 1."""
-    fields = part.ids.shape[1]
+    fields = columns.ids.shape[1]
+    labels = {task: label[row_numbers].astype(np.float32) for task, label in columns.labels.items()}
     return Batch(
-        dense=torch.from_numpy(part.dense[row_numbers]),
-        ids=torch.from_numpy(part.ids[row_numbers].ravel().astype(np.int64)),
+        dense=torch.from_numpy(columns.dense[row_numbers]),
+        ids=torch.from_numpy(columns.ids[row_numbers].ravel().astype(np.int64)),
         offsets=torch.arange(len(row_numbers) * fields + 1),
-        labels={task: torch.from_numpy(label[row_numbers]) for task, label in part.labels.items()},
-        observed={task: torch.from_numpy(known[row_numbers]) for task, known in part.observed.items()},
+        labels={task: torch.from_numpy(label) for task, label in labels.items()},
+        observed={task: torch.from_numpy(known[row_numbers]) for task, known in columns.observed.items()},
         weights=torch.ones(len(row_numbers)),
     )
 
 
-def unit_codes(parts: Iterable[Part], schema: Schema) -> NDArray[np.int64]:
-    """Returns (rows,) numbers from 0 that are equal exactly where all unit columns are equal.
+def unit_codes(keys: Sequence[NDArray[np.object_]]) -> NDArray[np.int64]:
+    """Returns (rows,) numbers from 0, in order of appearance, that are equal exactly where all ``keys`` are equal.
 
-    No hash stands in for a key: two users that shared a code would be one unit, and removing one of them would
-    change more than the sensitivity allows.
+    keys: per unit column (rows,) text. No hash stands in for a key: two users that shared a code would be one unit,
+    and removing one of them would change more than the sensitivity allows.
     """
-    columns = list(zip(*(part.units for part in parts), strict=True))
-    codes: NDArray[np.int64] | None = None
-    for column in columns:
-        own, uniques = pd.factorize(np.concatenate(column), use_na_sentinel=True)
-        joint = own if codes is None else codes * len(uniques) + own
-        codes = pd.factorize(joint)[0].astype(np.int64)
-    if codes is None:
+    if not keys:
         raise ValueError("the schema names no unit columns")
+    codes = pd.factorize(keys[0])[0].astype(np.int64)
+    for key in keys[1:]:
+        own, uniques = pd.factorize(key)
+        codes = pd.factorize(codes * len(uniques) + own)[0].astype(np.int64)
     return codes
 
 
@@ -148,7 +171,7 @@ def _labels(
     schema: Schema,
     times: NDArray[np.datetime64],
     mark: Callable[[str, NDArray[np.bool_]], NDArray[np.bool_]],
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.bool_]]]:
+) -> tuple[dict[str, NDArray[np.bool_]], dict[str, NDArray[np.bool_]]]:
     labels, observed = {}, {}
     for task, label in schema.labels.items():
         if isinstance(label, DelayedLabel):
@@ -162,7 +185,7 @@ def _labels(
             values = numbers == 1
             known = values | (numbers == 0)
             mark(label, bad | (~known & ~np.isnan(numbers)))
-        labels[task] = (values & known).astype(np.float32)
+        labels[task] = values & known
         observed[task] = known
     return labels, observed
 

@@ -1,8 +1,11 @@
 """`Logs`: paths and public facts. Making and splitting one opens nothing; its rows are read when first asked for."""
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from privads.batch import Batch
-from privads.logs.encode import Part, as_batch, encode, uniform_of_key, unit_codes
+from privads.logs.cache import CachedRows, cached, check_folder, check_kept
+from privads.logs.encode import Part, as_batch, encode, uniform_of_key
 from privads.logs.reader import LogError, check_columns, find_files, read_batches
 from privads.logs.schema import DelayedLabel, Schema
 
@@ -38,13 +42,29 @@ class Logs:
 
     path: a Parquet, CSV or TSV file (text may be compressed), a folder of them, or a pattern.
     schema: a TOML file, a `Schema`, or the name of a format that privads knows, such as "avazu".
-    Nothing is opened before `check` (names only) or before `units` and `take` (rows).
+    Nothing is opened before `check` (names only) or before `units` and `take` (rows). Then all rows are encoded once,
+    into a file in the folder ``cache`` (by default where the system keeps temporary files), and from there on read by
+    number. They are numbered by unit: all rows of unit 0, in the order of the files, then those of unit 1, and so on.
+    keep_cache: the file stays in ``cache``, for this log, schema and side to be read again; else it has no name and
+    is gone with its readers.
     """
 
-    def __init__(self, path: str | Path, schema: "str | Path | Schema", *, split: Split | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        schema: "str | Path | Schema",
+        *,
+        split: Split | None = None,
+        cache: str | Path | None = None,
+        keep_cache: bool = False,
+    ) -> None:
+        if keep_cache and cache is None:
+            raise ValueError("keep_cache needs the folder to keep the rows in: pass cache=FOLDER")
         self.path = str(path)
         self.schema = Schema.load(schema)
         self.side = split
+        self.cache = None if cache is None else Path(cache)
+        self.keep_cache = keep_cache
 
     def __repr__(self) -> str:
         return f"Logs({self.path!r}, dataset={self.schema.dataset!r}, {self.split_text})"
@@ -78,32 +98,38 @@ class Logs:
             if test_fraction is None or not 0 < test_fraction < 1:
                 raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}")
             sides = [Split(side=side, test_fraction=test_fraction, salt=salt) for side in ("train", "test")]
-        train, test = (Logs(self.path, self.schema, split=side) for side in sides)
+        train, test = (
+            Logs(self.path, self.schema, split=side, cache=self.cache, keep_cache=self.keep_cache) for side in sides
+        )
         return train, test
 
     def check(self) -> None:
-        """Refuse missing files and columns. Reads names only, no row."""
+        """Refuse missing files and columns, and a folder that the cache cannot be written to. Reads no row."""
         for file in find_files(self.path):
             check_columns(file, self.schema, self.schema.columns)
+        if self.cache is not None:
+            check_folder(self.cache, keep=self.keep_cache)
+            if self._kept_name is not None:
+                check_kept(self.cache / self._kept_name)
 
     @property
     def units(self) -> NDArray[np.int64]:
-        """(rows,) who owns each row, as numbers from 0. Reads the rows."""
-        return self._rows[1]
+        """(rows,) who owns each row, as numbers from 0, rising. Reads the rows."""
+        return self._rows.units
 
     def take(self, row_numbers: NDArray[np.int64]) -> Batch:
         """Returns these rows as a `Batch`. Reads the rows."""
-        return as_batch(self._rows[0], row_numbers)
+        return as_batch(self._rows, row_numbers)
 
     def reference(self, task: str) -> NDArray[np.float64] | None:
         """Returns (rows,) another predictor's probability of ``task``, where the schema names one. Reads the rows."""
-        return self._rows[0].reference.get(task)
+        return self._rows.reference.get(task)
 
     @cached_property
-    def _rows(self) -> tuple[Part, NDArray[np.int64]]:
+    def _rows(self) -> CachedRows:
         self.check()
         try:
-            return self._read()
+            return cached(self._parts, self.schema, folder=self.cache, name=self._kept_name)
         except LogError:
             raise
         except Exception:
@@ -112,21 +138,27 @@ class Logs:
             # What failed may be one person's row, so neither its text nor the place is told.
             raise LogError(f"the rows of {self.path} cannot be read as the schema says") from None
 
-    def _read(self) -> tuple[Part, NDArray[np.int64]]:
-        schema = self.schema
-        parts = []
+    def _parts(self) -> Iterator[Part]:
+        schema, side = self.schema, self.side
         for file in find_files(self.path):
             for batch in read_batches(file, schema, schema.columns):
                 part = encode(batch, schema)
-                chosen = part.fits if self.side is None else part.fits & self._on_side(part, batch)
-                parts.append(_select(part, chosen))
-        if not parts:
-            parts = [_empty(schema)]
-        codes = unit_codes(parts, schema) if schema.unit else None
-        joined = _join(parts)
-        if self.side is not None and self.side.side == "train" and self.side.after is not None:
-            joined = _as_known_at(joined, schema, self.side.after)
-        return joined, np.arange(len(joined.fits)) if codes is None else codes
+                chosen = part.fits if side is None else part.fits & self._on_side(part, batch)
+                part = _select(part, chosen)
+                if side is not None and side.side == "train" and side.after is not None:
+                    part = _as_known_at(part, schema, side.after)
+                yield part
+
+    @property
+    def _kept_name(self) -> str | None:
+        """The name of the kept rows: of these files as they are now, this schema, this side and this version."""
+        if not self.keep_cache:
+            return None
+        files = [
+            (str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in find_files(self.path)
+        ]
+        made_of = repr((version("privads"), self.schema.sha256, self.side, files))
+        return f"{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.rows"
 
     def _on_side(self, part: Part, batch: object) -> NDArray[np.bool_]:
         side = self.side
@@ -161,34 +193,6 @@ def _select(part: Part, chosen: NDArray[np.bool_]) -> Part:
         units=[unit[chosen] for unit in part.units],
         times=part.times[chosen],
         fits=part.fits[chosen],
-    )
-
-
-def _join(parts: list[Part]) -> Part:
-    first = parts[0]
-    return Part(
-        dense=np.concatenate([part.dense for part in parts]),
-        ids=np.concatenate([part.ids for part in parts]),
-        labels={task: np.concatenate([part.labels[task] for part in parts]) for task in first.labels},
-        observed={task: np.concatenate([part.observed[task] for part in parts]) for task in first.observed},
-        reference={task: np.concatenate([part.reference[task] for part in parts]) for task in first.reference},
-        units=[],
-        times=np.concatenate([part.times for part in parts]),
-        fits=np.concatenate([part.fits for part in parts]),
-    )
-
-
-def _empty(schema: Schema) -> Part:
-    none = np.zeros(0, dtype=np.bool_)
-    return Part(
-        dense=np.zeros((0, len(schema.numeric)), dtype=np.float32),
-        ids=np.zeros((0, len(schema.categorical)), dtype=np.int32),
-        labels={task: np.zeros(0, dtype=np.float32) for task in schema.tasks},
-        observed=dict.fromkeys(schema.tasks, none),
-        reference={task: np.zeros(0) for task in schema.reference},
-        units=[np.zeros(0, dtype=object) for _ in schema.unit],
-        times=np.zeros(0, dtype="datetime64[us]"),
-        fits=none,
     )
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.dataset
 import pyarrow.parquet
 
 from privads.config import nearest_name
@@ -23,6 +22,7 @@ from privads.logs.schema import Schema
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst", ".lz4")
 MISSING_TEXTS = ["", "NA", "NaN", "nan", "null", "NULL", "None"]
+_BATCH_ROWS = 1 << 16
 _BLOCK_BYTES = 1 << 24
 _LINE_BYTES = 1 << 20
 """A longer line is left out."""
@@ -74,9 +74,12 @@ def read_batches(file: Path, schema: Schema, columns: tuple[str, ...]) -> Iterat
     if _is_text(file):
         yield from _read_text(file, schema, columns)
         return
-    with _one_line(f"{file}: cannot be read as Parquet", public=schema.public):
-        dataset = pyarrow.dataset.dataset(str(file), format="parquet")
-        yield from dataset.to_batches(columns=list(columns))
+    # Not as a dataset, and without a buffer: those read so far ahead that a large log does not fit into memory.
+    with (
+        _one_line(f"{file}: cannot be read as Parquet", public=schema.public),
+        pyarrow.parquet.ParquetFile(str(file), pre_buffer=False) as opened,
+    ):
+        yield from opened.iter_batches(_BATCH_ROWS, columns=list(columns))
 
 
 def _read_text(file: Path, schema: Schema, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:

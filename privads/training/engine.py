@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from accounting import mechanisms
 from accounting.budget import EXAMPLE
 from accounting.ledger import Charge, Entry, Ledger
-from privads.batch import Batch, Rows, padding
+from privads.batch import Batch, Rows, joined, padding
 from privads.noise import Randomness
 from privads.training.clipping import UnitGradients, UnsupportedModel
 from privads.training.optimizer import PlanOptimizer
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss, check_shape, probe
 from privads.training.run import Facts, Run
-from privads.training.sampling import Draw, PoissonSampler
+from privads.training.sampling import Draw, sampler_for
+from privads.training.tables import LazyTables, SparseSum, check_plain_sgd
 
 _State = Literal["new", "ready", "drawn", "summed", "finished"]
 
@@ -50,7 +51,8 @@ class PrivateEngine:
         self.randomness = Randomness(insecure_seed=insecure_seed)
         self.steps_done = 0
         self._state: _State = "new"
-        self._sums: dict[Tensor, Tensor] = {}
+        self._sums: dict[Tensor, Tensor | SparseSum] = {}
+        self._lazy: LazyTables | None = None
         self._average: list[Tensor] = []
 
     def make_private(
@@ -72,7 +74,11 @@ class PrivateEngine:
             raise
         self.model, self.rows, self.loss_probed = model, rows, loss is not None
         self._device = next(model.parameters()).device
-        self._optimizer = PlanOptimizer(optimizer, self.plan, self.randomness, self._take_sums, self._after_step)
+        if self.plan.table_noise == "lazy":
+            self._lazy = LazyTables(model, optimizer, self.plan, self.randomness)
+        self._optimizer = PlanOptimizer(
+            optimizer, self.plan, self.randomness, self._take_sums, self._after_step, self._lazy
+        )
         self._kept = {name: one.clone() for name, one in self._untrained().items()}
         self._versions = self._weights_now()
         self._torch_state = torch.random.get_rng_state()
@@ -82,12 +88,8 @@ class PrivateEngine:
         self._started = time.monotonic()
         self.entry = self._charge()
         # From here on private rows are read, and whatever happens the charge stays.
-        self._sampler = PoissonSampler(
-            np.arange(len(rows.units)) if self._unit == EXAMPLE else rows.units,
-            sampling_rate=self.plan.sampling_rate,
-            rows_per_unit=self.plan.rows_per_unit,
-            generator=self.randomness.generator,
-        )
+        units = np.arange(len(rows.units)) if self._unit == EXAMPLE else rows.units
+        self._sampler = sampler_for(self.plan, units, self.randomness.generator)
         self._state = "ready"
         return model, self._optimizer, Batches(self)
 
@@ -98,19 +100,29 @@ class PrivateEngine:
         """
         self._expect("drawn", "backward is called once for each batch, before optimizer.step()")
         check_shape(losses, len(self._owners))
-        if self._draw_is_empty:
-            losses = losses * 0.0
-        sums = self._gradients.clipped_sums(
-            losses, self._owners, units=max(self._units, 1), clip_norm=self.plan.clip_norm
-        )
-        self._sums = {} if self._draw_is_empty else sums
+        if self._drawn < len(losses):  # padding has no gradient, whatever the loss says of it
+            real = torch.arange(len(losses), device=losses.device) < self._drawn
+            losses = torch.where(real, losses, torch.zeros_like(losses))
+        sums = self._gradients.clipped_sums(losses, self._owners, units=self._units, clip_norm=self.plan.clip_norm)
+        self._sums = sums if self._drawn else {}
         self._state = "summed"
+
+    def flush(self) -> None:
+        """Pay the noise that rows of tables owe, so that `model.parameters()` may be read or copied.
+
+        ``model.state_dict()`` and `finish` do it by themselves, and a forward pass for the rows it reads. Only under
+        ``table_noise="lazy"`` is anything owed.
+        """
+        if self._lazy is not None:
+            self._lazy.flush()
 
     def finish(self) -> Run:
         """Returns the run: takes the hooks off, puts the averaged weights into the model, and commits the charge."""
         if self._state not in ("ready", "drawn"):
             raise RuntimeError("finish is called once, after the last optimizer.step()")
         self._gradients.cleanup()
+        if self._lazy is not None:
+            self._lazy.detach()
         with torch.no_grad():
             if self._average:
                 for parameter, mean in zip(self._trained(), self._average, strict=True):
@@ -152,15 +164,16 @@ class PrivateEngine:
 
     def _show(self, draw: Draw) -> Batch:
         self._state = "drawn"
-        self._units = draw.units
-        self._draw_is_empty = len(draw.row_numbers) == 0
-        if self._draw_is_empty:
-            self._owners = torch.zeros(1, dtype=torch.int64, device=self._device)
-            return padding(self.rows.schema).to(self._device)
-        self._owners = torch.from_numpy(draw.owners).to(self._device)
-        return self.rows.take(draw.row_numbers).to(self._device)
+        self._drawn, self._units = len(draw.row_numbers), max(draw.units, 1)
+        owners = draw.owners if len(draw.owners) else np.zeros(1, dtype=np.int64)  # an empty draw is a row of padding
+        self._owners = torch.from_numpy(owners).to(self._device)
+        if len(owners) == self._drawn:
+            return self.rows.take(draw.row_numbers).to(self._device)
+        filler = padding(self.rows.schema, len(owners) - self._drawn)
+        batch = joined(self.rows.take(draw.row_numbers), filler) if self._drawn else filler
+        return batch.to(self._device)
 
-    def _take_sums(self) -> Mapping[Tensor, Tensor]:
+    def _take_sums(self) -> Mapping[Tensor, Tensor | SparseSum]:
         self._expect("summed", "optimizer.step() comes once for each batch, after engine.backward(loss)")
         if self.steps_done >= self.plan.steps:
             raise RuntimeError(
@@ -226,6 +239,8 @@ class PrivateEngine:
         given = [one for group in optimizer.param_groups for one in group["params"]]
         if not given or any(one not in mine for one in given):
             raise UnsupportedModel("the optimizer must hold parameters of the model, and of nothing else")
+        if self.plan.table_noise == "lazy":
+            check_plain_sgd(model, optimizer)
         rows.check()
 
     def _charge(self) -> Entry | None:

@@ -1,7 +1,7 @@
 """`TrainPlan`: sampler, clip, noise and event in one frozen value, so that they cannot disagree."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
 from dp_accounting import dp_event
@@ -10,7 +10,11 @@ from accounting import calibrate, mechanisms
 from accounting.accountant import Bounds, epsilon
 from accounting.budget import EXAMPLE, Budget, PrivacyUnit
 
-Sampler = Literal["poisson"]
+Sampler = Literal["poisson", "truncated-poisson"]
+"""`privads.training.sampling` says what each means."""
+
+TableNoise = Literal["dense", "lazy"]
+"""`privads.training.tables` says what each means."""
 
 CLIP_NORM = 0.8
 """Bound on a unit's gradient. A row's input has a length of about 1 and its error is below 1, so few rows are clipped:
@@ -24,6 +28,9 @@ SMALL_BATCH = 8192
 LARGEST_DEFAULT_BATCH = 32_768
 ROWS_PER_UNIT = 8
 
+COUNT_SHARE = 0.01
+"""The share of a budget that pays for knowing that a log has at most ``most_units`` units."""
+
 
 def default_batch(population: int) -> int:
     """Returns ``min(max(population / 5, min(population / 2, 8192)), 32768)``.
@@ -31,6 +38,21 @@ def default_batch(population: int) -> int:
     At the same number of rows large batches need less noise in all; small populations can afford half of their units.
     """
     return max(1, min(max(population // 5, min(population // 2, SMALL_BATCH)), LARGEST_DEFAULT_BATCH))
+
+
+def default_largest_batch(batch: int, population: int, most_units: int) -> int:
+    """Returns ``min(ceil(b + 6 sqrt(b)), most_units)``, b = batch most_units / population: hardly ever is one cut."""
+    expected = batch * most_units / population
+    return min(math.ceil(expected + 6 * math.sqrt(expected)), most_units)
+
+
+def count_margin(*, epsilon: float, delta: float) -> int:
+    """Returns ``ceil(ln(2 / delta) / epsilon)``: by how much a private count of the units may be off.
+
+    The released count is the true one, plus this margin, plus noise that is beyond the margin on either side with a
+    probability below ``delta / 2`` (`privads.training.sampling.at_most`).
+    """
+    return math.ceil(math.log(2 / delta) / epsilon)
 
 
 def default_steps(population: int) -> int:
@@ -49,6 +71,13 @@ class TrainPlan:
     batch: expected units per step. rows_per_unit: most rows that a unit brings to a batch. clip_norm: bound on a
     unit's gradient. noise_multiplier: noise std / clip_norm. learning_rate: of the default optimizer; None takes its
     own rule. averaging: the share of the last iterates whose mean is the model; 0 takes the last iterate.
+    table_noise: "dense" noises every row of every table at every step; "lazy" owes a row its noise until it is next
+    read, for plain SGD on tables and the last iterate. The released model has the same law, and the event is the same.
+
+    sampler: "truncated-poisson" gives every batch one shape: of more than ``largest_batch`` units a random
+    ``largest_batch`` stay, of fewer the rest is padding. Then one unit can push another one out, and how often depends
+    on how many units there really are. So ``most_units`` states how many there are at most, above the population; a
+    hundredth of the budget pays for a private count, and a log of more units is thinned at random to fewer than that.
 
     A plan that costs more than its budget, or whose sampler is not the one its event describes, cannot be built.
     """
@@ -63,12 +92,22 @@ class TrainPlan:
     learning_rate: float | None = None
     averaging: float = AVERAGING
     sampler: Sampler = "poisson"
+    table_noise: TableNoise = "dense"
+    largest_batch: int | None = None
+    most_units: int | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in get_args(Sampler):
             raise ValueError(
-                f"sampler {self.sampler!r} cannot be accounted for: a plan samples by 'poisson'. Shuffled or fixed "
-                "batches cost several times the epsilon of Poisson sampling at the same noise"
+                f"sampler {self.sampler!r} cannot be accounted for: a plan samples by 'poisson' or "
+                "'truncated-poisson'. Shuffled or fixed batches cost several times the epsilon of Poisson sampling at "
+                "the same noise"
+            )
+        if self.table_noise not in get_args(TableNoise):
+            raise ValueError(f"table_noise must be 'dense' or 'lazy', got {self.table_noise!r}")
+        if self.table_noise == "lazy" and self.averaging:
+            raise ValueError(
+                f"table_noise 'lazy' releases the last iterate: give averaging=0 with it, got {self.averaging}"
             )
         for name in ("population", "batch", "steps", "rows_per_unit"):
             value = getattr(self, name)
@@ -78,6 +117,7 @@ class TrainPlan:
             raise ValueError(f"batch must be at most the population of {self.population}, got {self.batch}")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"averaging must be in [0, 1), got {self.averaging}")
+        self._check_truncation()
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.budget is None:
@@ -86,7 +126,7 @@ class TrainPlan:
             return
         if not LEAST_CLIP_NORM <= self.clip_norm < math.inf:
             raise ValueError(f"clip_norm must be finite and at least {LEAST_CLIP_NORM}, got {self.clip_norm}")
-        _check_budget(self.budget, self.population)
+        _check_budget(self.budget, self.population, self.most_units)
         if self.budget.unit == EXAMPLE and self.rows_per_unit != 1:
             raise ValueError(
                 f"under unit 'example' a unit is one row: rows_per_unit must be 1, got {self.rows_per_unit}"
@@ -106,6 +146,10 @@ class TrainPlan:
         clip_norm: float | None = None,
         learning_rate: float | None = None,
         averaging: float | None = None,
+        table_noise: TableNoise = "dense",
+        sampler: Sampler = "poisson",
+        largest_batch: int | None = None,
+        most_units: int | None = None,
     ) -> Self:
         """Returns the plan with the least noise that keeps ``budget``.
 
@@ -114,23 +158,25 @@ class TrainPlan:
         """
         if not isinstance(population, int) or population < 1:
             raise ValueError(f"population must be a whole number of at least 1, got {population!r}")
-        _check_budget(budget, population)
+        _check_budget(budget, population, most_units)
         batch, steps = _schedule(population, batch, epochs)
-        noise_multiplier = calibrate.noise_multiplier(
-            lambda s: mechanisms.dp_sgd(sampling_rate=batch / population, noise_multiplier=s, steps=steps),
-            budget,
-        )
-        return cls(
-            budget=budget,
+        # Noise is found last: a plan without privacy is one that differs in nothing but what privacy adds.
+        twin = cls.without_privacy(
             population=population,
+            unit=budget.unit,
             batch=batch,
-            steps=steps,
-            rows_per_unit=_rows_per_unit(budget.unit, rows_per_unit),
-            clip_norm=CLIP_NORM if clip_norm is None else clip_norm,
-            noise_multiplier=noise_multiplier,
+            epochs=epochs,
+            rows_per_unit=rows_per_unit,
             learning_rate=learning_rate,
-            averaging=AVERAGING if averaging is None else averaging,
+            averaging=averaging,
+            table_noise=table_noise,
+            sampler=sampler,
+            largest_batch=largest_batch,
+            most_units=most_units,
         )
+        clip_norm = CLIP_NORM if clip_norm is None else clip_norm
+        noise_multiplier = calibrate.noise_multiplier(lambda s: twin._event(budget, s, steps), budget)
+        return replace(twin, budget=budget, clip_norm=clip_norm, noise_multiplier=noise_multiplier)
 
     @classmethod
     def without_privacy(
@@ -143,12 +189,18 @@ class TrainPlan:
         rows_per_unit: int | None = None,
         learning_rate: float | None = None,
         averaging: float | None = None,
+        table_noise: TableNoise = "dense",
+        sampler: Sampler = "poisson",
+        largest_batch: int | None = None,
+        most_units: int | None = None,
     ) -> Self:
         """Returns the twin without privacy: the same sampler, model and loop, no clipping and no noise.
 
         Its event is `NonPrivateDpEvent`, which every ledger refuses; it runs only on data declared public.
         """
         batch, steps = _schedule(population, batch, epochs)
+        if sampler == "truncated-poisson" and largest_batch is None and most_units is not None:
+            largest_batch = default_largest_batch(batch, population, most_units)
         return cls(
             budget=None,
             population=population,
@@ -158,7 +210,11 @@ class TrainPlan:
             clip_norm=math.inf,
             noise_multiplier=0.0,
             learning_rate=learning_rate,
-            averaging=AVERAGING if averaging is None else averaging,
+            averaging=_averaging(table_noise) if averaging is None else averaging,
+            table_noise=table_noise,
+            sampler=sampler,
+            largest_batch=largest_batch,
+            most_units=most_units,
         )
 
     @property
@@ -180,7 +236,7 @@ class TrainPlan:
         """Returns what was executed after the first ``steps`` steps."""
         if self.budget is None:
             return mechanisms.non_private()
-        return mechanisms.dp_sgd(sampling_rate=self.sampling_rate, noise_multiplier=self.noise_multiplier, steps=steps)
+        return self._event(self.budget, self.noise_multiplier, steps)
 
     @property
     def spent(self) -> Bounds:
@@ -189,8 +245,42 @@ class TrainPlan:
             raise ValueError("a plan without privacy has no epsilon")
         return epsilon(self.event, delta=self.budget.delta)
 
+    def _event(self, budget: Budget, noise_multiplier: float, steps: int) -> dp_event.DpEvent:
+        rate = self.sampling_rate
+        if self.largest_batch is None or self.most_units is None:
+            return mechanisms.dp_sgd(sampling_rate=rate, noise_multiplier=noise_multiplier, steps=steps)
+        counted = mechanisms.approximate_dp(epsilon=COUNT_SHARE * budget.epsilon, delta=COUNT_SHARE * budget.delta)
+        trained = mechanisms.truncated_dp_sgd(
+            sampling_rate=rate,
+            noise_multiplier=noise_multiplier,
+            steps=steps,
+            population=self.most_units,
+            largest_batch=self.largest_batch,
+        )
+        return mechanisms.composed(counted, trained)
 
-def _check_budget(budget: Budget, population: int) -> None:
+    def _check_truncation(self) -> None:
+        """Refuse limits that another sampler has no use for, and those under which the event would not hold."""
+        given = {"largest_batch": self.largest_batch, "most_units": self.most_units}
+        if self.sampler == "poisson":
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(f"{name} is for sampler 'truncated-poisson' only, got {value!r}")
+            return
+        for name, value in given.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"sampler 'truncated-poisson' needs {name}, a whole number of at least 1, got {value!r}"
+                )
+        if self.largest_batch is None or self.most_units is None:
+            return
+        if self.most_units <= self.population:
+            raise ValueError(f"most_units must be above the population of {self.population}, got {self.most_units}")
+        if self.largest_batch > self.most_units:
+            raise ValueError(f"largest_batch must be at most most_units = {self.most_units}, got {self.largest_batch}")
+
+
+def _check_budget(budget: Budget, population: int, most_units: int | None) -> None:
     if budget.neighbors != "add-remove":
         raise ValueError(f"training is accounted for neighbors 'add-remove', not {budget.neighbors!r}")
     if budget.delta >= 1 / population:
@@ -198,6 +288,16 @@ def _check_budget(budget: Budget, population: int) -> None:
             f"delta must be below 1 / population = {1 / population:.3g}, got {budget.delta}: "
             "a larger one would allow one unit to be published outright"
         )
+    margin = 2 * count_margin(epsilon=COUNT_SHARE * budget.epsilon, delta=COUNT_SHARE * budget.delta)
+    if isinstance(most_units, int) and most_units <= population + margin:
+        raise ValueError(
+            f"most_units must be above the population of {population} and the {margin} that a private count of it may "
+            f"be too high, got {most_units}"
+        )
+
+
+def _averaging(table_noise: TableNoise) -> float:
+    return 0.0 if table_noise == "lazy" else AVERAGING
 
 
 def _rows_per_unit(unit: PrivacyUnit, rows_per_unit: int | None) -> int:

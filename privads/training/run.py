@@ -30,6 +30,14 @@ RELEASED = "final model"
 NEIGHBORS = "One data set has {unit} more than the other."
 PACKAGES = ("dp-accounting", "numpy", "opacus", "pandas", "privads", "pyarrow", "torch")
 _CHUNK_ROWS = 1 << 16
+_JOINS = "every unit joins every batch independently with the stated probability"
+_SAMPLED = {
+    "poisson": ((_JOINS, "PoissonSampler"),),
+    "truncated-poisson": (
+        (f"{_JOINS}; of more than the largest batch a uniformly random choice stays", "TruncatedPoissonSampler"),
+        ("fewer units than the plan's most_units are used, by a private count that the event holds", "at_most"),
+    ),
+}
 _PROFILE_DECADES = (0, 1, 2)
 
 
@@ -189,7 +197,7 @@ class Run:
             noise_multiplier=plan.noise_multiplier if private else None,
             noise_std=plan.noise_multiplier * plan.clip_norm if private else None,
             randomness=self.facts.randomness,
-            floating_point="idealized: the proof is for real numbers; noise is drawn in float64 and added in float32",
+            floating_point="idealized: the proof is for real numbers; noise is drawn and added in float32",
         )
 
     def _assumptions(self) -> list[record.Assumption]:
@@ -201,11 +209,7 @@ class Run:
 
         facts, plan = self.facts, self.plan
         said = [
-            say(
-                "enforced",
-                "every unit joins every batch independently with the stated probability",
-                "PoissonSampler",
-            ),
+            *(say("enforced", *one) for one in _SAMPLED[plan.sampler]),
             say(
                 "enforced",
                 "one unit adds at most clip_norm to a step's sum",
@@ -220,6 +224,12 @@ class Run:
         ]
         if self.entry is not None:
             said.append(say("enforced", "the budget was charged before the first row was read", "Ledger"))
+        if plan.table_noise == "lazy":
+            text = "what rows of tables owed of their noise was paid before the model was handed out"
+            said.append(say("enforced", text, "LazyTables"))
+            if facts.own_loop or facts.own_parts:
+                text = "the model reads tables by calling their layers, and no weight is shown while it owes noise"
+                said.append(say("asserted", text, "the author of the training loop or the model"))
         if facts.loss_probed:
             said.append(say("checked", "no unit's rows enter another unit's loss", "probe on made-up rows"))
         else:

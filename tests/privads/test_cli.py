@@ -325,3 +325,12 @@ def test_the_first_run_finds_nothing_spent_before(with_budget: Path) -> None:
     report = json.loads(privads(with_budget, "train", "run.toml", "--out", "run", "--json").stdout)
     assert report["budget"]["spent_before_epsilon"] == 0
     assert report["budget"]["this_run_epsilon"] == spent(with_budget)
+
+
+def test_the_encoded_rows_are_kept_only_where_asked_for(with_budget: Path) -> None:
+    assert privads(with_budget, "train", "run.toml", "--out", "a/run").returncode == 0
+    assert not (with_budget / "a" / "rows").exists()
+    assert privads(with_budget, "train", "run.toml", "--out", "b/run", "--keep-cache").returncode == 0
+    kept = with_budget / "b" / "rows"
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in kept.iterdir()} == {0o600}

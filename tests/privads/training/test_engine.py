@@ -1,5 +1,6 @@
 """The engine: its order of doing things, its protocol, and the law of what it releases."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from accounting.budget import BudgetExceeded
+from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Ledger
 from privads.batch import Batch
 from privads.logs.logs import Logs
@@ -18,6 +19,7 @@ from privads.training.clipping import UnitGradients, UnsupportedModel
 from privads.training.engine import PrivateEngine
 from privads.training.optimizer import PlanOptimizer
 from privads.training.plan import TrainPlan
+from privads.training.tables import SparseSum
 from tests.privads.training.helpers import logs, new_ledger, schema, small_plan
 
 ALPHA = 1e-6
@@ -268,6 +270,42 @@ def weights_of(model: nn.Module) -> Tensor:
     return torch.cat([one.flatten() for one in model.parameters()])
 
 
+def truncated_plan(**changes: object) -> TrainPlan:
+    settings = {"population": 400, "unit": "user", "batch": 40, "epochs": 0.5, "averaging": 0.0}
+    return TrainPlan.without_privacy(
+        **{**settings, "sampler": "truncated-poisson", "most_units": 500, "largest_batch": 48, **changes}  # type: ignore[arg-type]
+    )
+
+
+def test_batches_of_a_truncated_plan_have_one_shape_and_padding_moves_nothing(log: Logs) -> None:
+    plan = truncated_plan()
+    engine, model, optimizer, batches = started(log, plan)
+    shapes = set()
+    for batch in batches:
+        shapes.add((batch.rows, len(batch.ids), len(engine._owners), engine._units))
+        real, before = engine._drawn, weights(model)
+        loss = losses.per_row(model(batch), batch) + 5.0 * model(batch)["click"]  # not 0 on padding
+        total = torch.autograd.grad(loss[:real].sum(), list(model.parameters()), retain_graph=True)
+        expected = torch.cat([one.flatten() for one in total]) / plan.batch
+        engine.backward(loss)
+        optimizer.step()
+        assert torch.allclose(before - weights(model), expected, atol=1e-5)
+    assert shapes == {(48 * 8, 48 * 8 * 2, 48 * 8, 48)}
+
+
+def test_a_truncated_batch_of_nobody_still_adds_noise(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = Budget(epsilon=50.0, delta=1e-5, unit="user")
+    plan = dataclasses.replace(truncated_plan(), budget=budget, clip_norm=1.0, noise_multiplier=5.0)
+    engine, model, optimizer, batches = started(log, plan)
+    monkeypatch.setattr(engine._sampler, "_among", np.zeros(0, dtype=np.int64))
+    before = weights(model)
+    batch = next(iter(batches))
+    assert float(batch.weights.sum()) == 0.0
+    engine.backward(losses.per_row(model(batch), batch))
+    optimizer.step()
+    assert (weights(model) != before).all()
+
+
 def _empty_draw() -> object:
     from privads.training.sampling import Draw
 
@@ -300,11 +338,12 @@ def test_one_unit_moves_a_step_by_at_most_the_clip_norm_over_the_batch(tmp_path:
         log = Logs(file, schema())
         model = Logistic(log.schema)
         gradients, batch = UnitGradients(model), log.take(np.arange(len(log.units)))
-        owners = torch.from_numpy(log.units)
+        owners = torch.from_numpy(log.units.copy())
         found = gradients.clipped_sums(
             losses.per_row(model(batch), batch), owners, units=int(owners.max()) + 1, clip_norm=plan.clip_norm
         )
-        sums.append(torch.cat([found[p].flatten() for p in model.parameters()]))
+        every = [found[p] for p in model.parameters()]
+        sums.append(torch.cat([(one.dense() if isinstance(one, SparseSum) else one).flatten() for one in every]))
     moved = float((sums[0] - sums[1]).norm())
     assert 0.9 * plan.clip_norm < moved <= plan.clip_norm * (1 + 1e-5)
 

@@ -6,9 +6,13 @@ import math
 import pytest
 from dp_accounting import dp_event
 
+from accounting import mechanisms
 from accounting.accountant import epsilon
 from accounting.budget import Budget
-from privads.training.plan import TrainPlan, default_batch, default_steps
+from privads.job import make_plan
+from privads.logs.schema import Schema
+from privads.run_config import PlanTable
+from privads.training.plan import TrainPlan, default_batch, default_largest_batch, default_steps
 
 BUDGET = Budget(epsilon=3.0, delta=1e-5, unit="user")
 
@@ -35,7 +39,7 @@ def test_spent_is_the_accountants_figure_for_the_event() -> None:
     assert made.spent == epsilon(made.event, delta=1e-5)
 
 
-@pytest.mark.parametrize("sampler", ["shuffle", "fixed-size", "Poisson"])
+@pytest.mark.parametrize("sampler", ["shuffle", "fixed-size", "sequential", "Poisson"])
 def test_another_sampler_than_the_events_cannot_be_built(sampler: str) -> None:
     with pytest.raises(ValueError, match="cannot be accounted for"):
         plan(sampler=sampler)
@@ -114,3 +118,101 @@ def test_defaults_are_the_documented_formulas() -> None:
 def test_defaults_read_the_population_and_not_the_data() -> None:
     one, two = (TrainPlan.for_budget(BUDGET, population=20_000) for _ in range(2))
     assert one == two
+
+
+# A largest batch
+
+
+TRUNCATED = TrainPlan(
+    budget=Budget(epsilon=3.0, delta=1e-5, unit="user"),
+    population=10_000,
+    batch=500,
+    steps=40,
+    rows_per_unit=8,
+    clip_norm=1.0,
+    noise_multiplier=1.0,
+    sampler="truncated-poisson",
+    largest_batch=700,
+    most_units=12_000,
+)
+
+
+def test_the_event_of_a_largest_batch_counts_the_most_units_and_the_count() -> None:
+    event = TRUNCATED.event
+    assert isinstance(event, dp_event.ComposedDpEvent)
+    counted, trained = event.events
+    assert counted == mechanisms.approximate_dp(epsilon=0.01 * 3.0, delta=0.01 * 1e-5)  # a hundredth of the budget
+    assert trained == dp_event.SelfComposedDpEvent(
+        dp_event.TruncatedSubsampledGaussianDpEvent(
+            dataset_size=12_000, sampling_probability=0.05, truncated_batch_size=700, noise_multiplier=1.0
+        ),
+        40,
+    )
+
+
+def test_a_largest_batch_costs_more_than_none_and_a_smaller_one_still_more() -> None:
+    plain = dataclasses.replace(TRUNCATED, sampler="poisson", largest_batch=None, most_units=None)
+    generous = dataclasses.replace(TRUNCATED.budget, epsilon=1000.0)
+    tight = dataclasses.replace(TRUNCATED, budget=generous, largest_batch=600)
+    assert plain.spent.upper < TRUNCATED.spent.upper < 3.0
+    assert TRUNCATED.spent.upper < 0.9 * tight.spent.upper
+
+
+def test_a_plan_with_a_largest_batch_for_a_budget_keeps_it_and_costs_little_noise() -> None:
+    settings = {"population": 10_000, "batch": 500, "epochs": 1}
+    made = TrainPlan.for_budget(BUDGET, **settings, sampler="truncated-poisson", most_units=12_000)
+    plain = TrainPlan.for_budget(BUDGET, **settings)
+    assert made.largest_batch == default_largest_batch(500, 10_000, 12_000) == math.ceil(600 + 6 * math.sqrt(600))
+    assert 2.95 < made.spent.upper <= 3.0
+    assert plain.noise_multiplier < made.noise_multiplier < 1.02 * plain.noise_multiplier
+
+
+def test_more_units_than_stated_would_cost_more() -> None:
+    generous = dataclasses.replace(TRUNCATED.budget, epsilon=1000.0)
+    costs = [
+        dataclasses.replace(TRUNCATED, budget=generous, most_units=units, largest_batch=650).spent.upper
+        for units in (12_000, 12_500, 13_000, 26_000)
+    ]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampler": "poisson"}, "largest_batch is for sampler 'truncated-poisson' only, got 700"),
+        ({"sampler": "poisson", "largest_batch": None}, "most_units is for sampler 'truncated-poisson' only"),
+        ({"largest_batch": None}, "needs largest_batch, a whole number"),
+        ({"largest_batch": 0}, "needs largest_batch, a whole number"),
+        ({"largest_batch": 700.0}, "needs largest_batch, a whole number"),
+        ({"most_units": None}, "needs most_units, a whole number"),
+        ({"most_units": 10_000}, "most_units must be above the population of 10000"),
+        ({"most_units": 10_900}, "the 1122 that a private count of it may be too high, got 10900"),
+        ({"largest_batch": 12_001}, "largest_batch must be at most most_units = 12000"),
+        ({"noise_multiplier": 0.5}, "more than its budget"),
+        ({"batch": 1000}, "more than its budget"),
+    ],
+    ids=str,
+)
+def test_a_largest_batch_that_the_event_would_not_describe_cannot_be_built(
+    change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        dataclasses.replace(TRUNCATED, **change)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_most_units_have_no_default() -> None:
+    with pytest.raises(ValueError, match="needs most_units"):
+        TrainPlan.for_budget(BUDGET, population=10_000, sampler="truncated-poisson", largest_batch=700)
+
+
+def test_a_run_file_states_the_largest_batch_and_the_most_units() -> None:
+    schema = Schema.load(
+        {"dataset": "x", "population": 10_000, "unit": ["u"], "labels": {"y": "y"}, "numeric": {"n": {"range": [0, 1]}}}
+    )
+    table = {"unit": "user", "without_privacy": True, "batch": 500, "sampler": "truncated-poisson"}
+    made = make_plan(PlanTable.model_validate({**table, "most_units": 12_000, "largest_batch": 700}), schema)
+    assert (made.sampler, made.largest_batch, made.most_units) == ("truncated-poisson", 700, 12_000)
+    with pytest.raises(ValueError, match="needs most_units"):
+        make_plan(PlanTable.model_validate({**table, "largest_batch": 700}), schema)
