@@ -13,17 +13,18 @@ class FusedTable(nn.Module):
 
     buckets: rows per field; the ids of field f lie in [start_f, start_f + buckets_f). A repeated id counts each time.
     forward(ids (total,), offsets (rows * fields + 1,)) -> (rows, fields, dim); (0, 0, dim) where there are no fields.
+    sparse: whether autograd's gradient of ``weight`` is sparse; training with privacy does not use it.
     """
 
-    def __init__(self, buckets: Sequence[int], dim: int, *, init_std: float = 0.0) -> None:
+    def __init__(self, buckets: Sequence[int], dim: int, *, init_std: float = 0.0, sparse: bool = False) -> None:
         super().__init__()
-        self.fields, self.dim = len(buckets), dim
+        self.fields, self.dim, self.sparse = len(buckets), dim, sparse
         self.weight = nn.Parameter(torch.randn(sum(buckets), dim) * init_std)
 
     def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
         """Returns the sum of each bag's embeddings."""
         rows = (len(offsets) - 1) // max(self.fields, 1)
-        bags = F.embedding_bag(ids, self.weight, offsets[:-1], mode="sum")  # (rows * fields, dim)
+        bags = F.embedding_bag(ids, self.weight, offsets[:-1], mode="sum", sparse=self.sparse)  # (rows * fields, dim)
         return bags.view(rows, self.fields, self.dim)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from privads.training.rules import RULES, Contribution, per_sample
+from privads.training.tables import SparseSum, positional
 
 
 class UnsupportedModel(ValueError):  # noqa: N818
@@ -69,7 +70,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
                     prepare_layer(module, batch_first=True)
                     sampler = ft_compute_per_sample_gradient
                 self._samplers[module] = sampler
-            self.autograd_grad_sample_hooks.append(module.register_forward_hook(self.capture_activations_hook))
+            self.autograd_grad_sample_hooks.append(module.register_forward_hook(self._capture, with_kwargs=True))
         self.enable_hooks()
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
@@ -94,15 +95,21 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         versions = tuple(one._version for one in inputs)
         self._calls.append(_Call(module, inputs, versions, get_gradient_edge(output), output.shape))
 
+    def _capture(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self.capture_activations_hook(module, positional(module, args, kwargs), output)
+
     def forget(self) -> None:
         """Drop what was kept of earlier calls."""
         self._calls.clear()
 
-    def clipped_sums(self, losses: Tensor, owners: Tensor, *, units: int, clip_norm: float) -> dict[Tensor, Tensor]:
+    def clipped_sums(
+        self, losses: Tensor, owners: Tensor, *, units: int, clip_norm: float
+    ) -> dict[Tensor, Tensor | SparseSum]:
         """Returns, per parameter, the sum over units of their clipped gradients.
 
         losses: (rows,). owners: (rows,) the unit of each row, in 0 .. units - 1. A parameter without a contribution is
-        not in the result. With an infinite ``clip_norm`` nothing is clipped, and norms are not computed.
+        not in the result; a table's sum is sparse. With an infinite ``clip_norm`` nothing is clipped, and norms are not
+        computed.
         """
         contributions = self._contributions(losses, owners, units)
         if torch.isinf(torch.tensor(clip_norm)):
@@ -114,10 +121,10 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
             norms = squares.sqrt()
             # Compared, not divided first: NaN and infinity fall through to 0.
             factors = torch.where(norms <= clip_norm, 1.0, torch.nan_to_num(clip_norm / norms, nan=0.0)).float()
-        sums: dict[Tensor, Tensor] = {}
+        sums: dict[Tensor, Tensor | SparseSum] = {}
         for contribution in contributions:
             for parameter, value in contribution.weighted_sums(factors):
-                sums[parameter] = sums[parameter] + value if parameter in sums else value
+                sums[parameter] = sums[parameter] + value if parameter in sums else value  # type: ignore[operator]
         return sums
 
     def _contributions(self, losses: Tensor, owners: Tensor, units: int) -> list[Contribution]:

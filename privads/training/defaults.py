@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from privads.training.plan import TrainPlan
+from privads.training.tables import param_groups
 
 MOMENTUM = 0.9
 
@@ -33,9 +34,15 @@ def default_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.Optimize
     ``min(LOGIT_NOISE / (noise_std sqrt(steps)), STABLE_STEP, steps)``, where noise_std, the noise of one step's mean
     gradient, is noise_multiplier clip_norm / batch: the noise of all steps then moves a logit by about LOGIT_NOISE.
     The models are written so that this step suits them all. ``plan.learning_rate`` takes its place where it is given.
-    `warm_up` is the schedule that goes with it.
+    `warm_up` is the schedule that goes with it. Under ``table_noise="lazy"`` tables take plain steps of eta / (1 - m),
+    which is where momentum arrives after 1 / (1 - m) steps.
     """
-    return torch.optim.SGD(model.parameters(), lr=plan.learning_rate or sgd_step(plan), momentum=MOMENTUM)
+    lr = plan.learning_rate or sgd_step(plan)
+    if plan.table_noise == "dense":
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
+    groups = param_groups(model, table_lr=lr / (1 - MOMENTUM))
+    groups[-1]["momentum"] = 0.0
+    return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM)
 
 
 def warm_up(optimizer: torch.optim.Optimizer, plan: TrainPlan) -> torch.optim.lr_scheduler.LambdaLR:

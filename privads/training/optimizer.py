@@ -9,6 +9,7 @@ from torch import Tensor
 
 from privads.noise import Randomness
 from privads.training.plan import TrainPlan
+from privads.training.tables import LazyTables, SparseSum
 
 
 class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -16,7 +17,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
 
     Each step gives the inner optimizer ``(sum of clipped gradients + N(0, (noise_multiplier clip_norm)^2)) / batch``
     for every parameter it holds, also for those that no row touched. ``take_sums`` hands over the sums and raises
-    where they are not due.
+    where they are not due. The tables in ``lazy`` take their step from it, and the inner optimizer does not see them.
     """
 
     def __init__(
@@ -24,8 +25,9 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         optimizer: torch.optim.Optimizer,
         plan: TrainPlan,
         randomness: Randomness,
-        take_sums: Callable[[], Mapping[Tensor, Tensor]],
+        take_sums: Callable[[], Mapping[Tensor, Tensor | SparseSum]],
         after_step: Callable[[], None],
+        lazy: LazyTables | None = None,
     ) -> None:
         self._plan = plan
         super().__init__(
@@ -36,6 +38,8 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self._randomness, self._take_sums, self._after_step = randomness, take_sums, after_step
+        self._lazy = lazy
+        self._noised = [one for one in self.params if lazy is None or one not in lazy]
 
     @property
     def noise_multiplier(self) -> float:
@@ -74,21 +78,32 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         if closure is not None:
             raise ValueError("optimizer.step takes no closure: call engine.backward(loss) first")
         sums = self._take_sums()
-        for parameter in self.params:
-            parameter.summed_grad = sums.get(parameter, torch.zeros_like(parameter))
+        for parameter in self._noised:
+            found = sums.get(parameter)
+            if found is None:
+                parameter.summed_grad = torch.zeros_like(parameter)
+            else:
+                parameter.summed_grad = found.dense() if isinstance(found, SparseSum) else found
         self.add_noise()
         self.scale_grad()
-        for parameter in self.params:
+        for parameter in self._noised:
             parameter.summed_grad = None
+        if self._lazy is not None:
+            self._lazy.step(sums)
         return True
 
     def add_noise(self) -> None:
-        """Add the plan's noise to every parameter's sum."""
+        """Add the plan's noise to the sum of every parameter that owes none."""
         noise_std = self.noise_multiplier * self.max_grad_norm if self.noise_multiplier else 0.0
-        for parameter in self.params:
+        for parameter in self._noised:
             summed = parameter.summed_grad
             noise = self._randomness.normal_like(summed, noise_std=noise_std) if noise_std else 0.0
             parameter.grad = (summed + noise).view_as(parameter)
+
+    def scale_grad(self) -> None:
+        """Divide the noised sums by the plan's batch."""
+        for parameter in self._noised:
+            parameter.grad /= self.expected_batch_size * self.accumulated_iterations
 
     def step(self, closure: Any = None) -> None:
         """Take one private step; exactly one for each batch."""

@@ -11,8 +11,11 @@ from privads.batch import Batch
 from privads.logs.schema import Schema
 from privads.models import losses
 from privads.training.clipping import UnitGradients, UnsupportedModel
+from privads.training.tables import SparseSum, positional, tables_of
 
 Loss = Callable[[Any, Batch], Tensor]
+
+Slope = Tensor | SparseSum
 
 _OWNERS = (0, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5, 5)
 """Who owns each made-up row: units of one to three rows."""
@@ -31,12 +34,13 @@ def probe(model: nn.Module, loss: Loss | None, schema: Schema, gradients: UnitGr
     clipped one by one and added up. The losses of a common pass, and `UnitGradients.clipped_sums`, must be the same. So
     rows that mix, rows that move to another place, and gradients that bypass their layers are all refused, and so is a
     forward pass that changes weights or buffers: what it writes would be computed from rows without noise.
-    Without a ``loss`` the model alone is checked, with `losses.per_row` where its output allows.
+    Without a ``loss`` the model alone is checked, with `losses.per_row` where its output allows. Of a table only the
+    rows that the made-up rows look up are moved, copied and compared: it may be most of the memory.
     """
     device = next(model.parameters()).device
     owners = torch.tensor(_OWNERS, device=device)
     batch = _made_up(schema, len(_OWNERS)).to(device)
-    with _repeatable(model), _jittered(model):
+    with _repeatable(model), _sparse_tables(model), _jittered(model, batch):
         alone = [_of_one_unit(model, loss, _pick(batch, rows)) for rows in _rows_of(owners)]
         norms = torch.stack([_norm(slope) for _, slope in alone])
         clip_norm = float(norms.median()) / 2 or 1.0
@@ -50,7 +54,7 @@ def probe(model: nn.Module, loss: Loss | None, schema: Schema, gradients: UnitGr
             )
         found = gradients.clipped_sums(values, owners, units=len(alone), clip_norm=clip_norm)
         for (name, parameter), sums in zip(_trained(model), expected, strict=True):
-            if not _close(sums, found.get(parameter, torch.zeros_like(parameter))):
+            if not _same_sums(sums, found.get(parameter, _zero(parameter, sums))):
                 raise UnsupportedModel(
                     f"the gradient of {name!r} in {type(model).__name__} cannot be told apart by unit: the first "
                     "dimension of what each layer takes and gives must be the batch's rows in their order, rows must "
@@ -67,23 +71,61 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, one) for name, one in model.named_parameters() if one.requires_grad]
 
 
-def _of_one_unit(model: nn.Module, loss: Loss | None, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+def _of_one_unit(model: nn.Module, loss: Loss | None, batch: Batch) -> tuple[Tensor, list[Slope]]:
     values = row_losses(model(batch), batch, loss)
     parameters = [one for _, one in _trained(model)]
     slope: tuple[Tensor | None, ...] = torch.autograd.grad(values.sum(), parameters, allow_unused=True)
-    return values.detach(), [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, slope, strict=True)]
+    tables = tables_of(model)
+    return values.detach(), [_slope(p, g, sparse=p in tables) for p, g in zip(parameters, slope, strict=True)]
 
 
-def _norm(slope: list[Tensor]) -> Tensor:
-    return torch.stack([one.double().square().sum() for one in slope]).sum().sqrt()
+def _slope(parameter: Tensor, gradient: Tensor | None, *, sparse: bool) -> Slope:
+    if gradient is None:
+        if not sparse:
+            return torch.zeros_like(parameter)
+        none = torch.zeros(0, dtype=torch.int64, device=parameter.device)
+        return SparseSum(none, parameter.new_zeros(0, parameter.shape[1]), len(parameter))
+    if not gradient.is_sparse:
+        return gradient
+    gradient = gradient.coalesce()
+    return SparseSum(gradient.indices()[0], gradient.values(), len(parameter))
 
 
-def _clipped_sum(slopes: list[list[Tensor]], norms: Tensor, clip_norm: float) -> list[Tensor]:
-    factors = [min(1.0, clip_norm / max(float(norm), 1e-30)) for norm in norms]
-    return [
-        torch.stack([factor * one for factor, one in zip(factors, ones, strict=True)]).sum(0)
-        for ones in zip(*slopes, strict=True)
-    ]
+def _values(slope: Slope) -> Tensor:
+    return slope.values if isinstance(slope, SparseSum) else slope
+
+
+def _zero(parameter: Tensor, like: Slope) -> Slope:
+    return _slope(parameter, None, sparse=isinstance(like, SparseSum))
+
+
+def _plus(left: Slope, right: Slope, *, factor: float) -> Slope:
+    """Returns ``left + factor right``."""
+    if isinstance(left, SparseSum) and isinstance(right, SparseSum):
+        return left + SparseSum(right.ids, factor * right.values, right.rows)
+    dense_left, dense_right = (one.dense() if isinstance(one, SparseSum) else one for one in (left, right))
+    return dense_left + factor * dense_right
+
+
+def _norm(slope: list[Slope]) -> Tensor:
+    return torch.stack([_values(one).double().square().sum() for one in slope]).sum().sqrt()
+
+
+def _clipped_sum(slopes: list[list[Slope]], norms: Tensor, clip_norm: float) -> list[Slope]:
+    total = [_plus(one, one, factor=-1.0) for one in slopes[0]]
+    for slope, norm in zip(slopes, norms, strict=True):
+        factor = min(1.0, clip_norm / max(float(norm), 1e-30))
+        total = [_plus(sums, one, factor=factor) for sums, one in zip(total, slope, strict=True)]
+    return total
+
+
+def _same_sums(left: Slope, right: Slope) -> bool:
+    """Whether the difference is small against the larger: `_close` without a dense table."""
+    difference, size = (_values(one) for one in (_plus(left, right, factor=-1.0), left))
+    if difference.numel() == 0:
+        return True
+    ceiling = float(torch.nan_to_num(size).abs().max()) + 1e-6 if size.numel() else 1e-6
+    return bool((difference.abs() <= _TOLERANCE * 2 * ceiling).all())  # NaN is close to nothing
 
 
 def _close(left: Tensor, right: Tensor) -> bool:
@@ -162,19 +204,40 @@ def _repeatable(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _jittered(model: nn.Module) -> Iterator[None]:
-    """Moves the trained weights, puts everything back, and refuses a forward pass that wrote to any of it."""
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    before = {name: one.detach().clone() for name, one in state.items()}
-    with torch.no_grad():
-        for _, parameter in _trained(model):
-            parameter.add_(torch.randn_like(parameter), alpha=_JITTER)
-    moved = {name: one.detach().clone() for name, one in state.items()}
-    versions = {name: one._version for name, one in state.items()}
+def _sparse_tables(model: nn.Module) -> Iterator[None]:
+    """Lets autograd's gradients of tables be sparse."""
+    dense = [one for ones in tables_of(model).values() for one in ones if not one.sparse]
+    for module in dense:
+        module.sparse = True  # type: ignore[assignment]
     try:
         yield
-        written = [
-            name for name, one in state.items() if one._version != versions[name] or not torch.equal(one, moved[name])
+    finally:
+        for module in dense:
+            module.sparse = False  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def _jittered(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Moves the trained weights, puts everything back, and refuses a forward pass that wrote to any of it."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tables = tables_of(model)
+    before = {name: one.detach().clone() for name, one in state.items() if one not in tables}
+    versions = {name: one._version for name, one in state.items()}
+    looked_up = _rows_read(model, batch)
+    written = [name for name, one in state.items() if one._version != versions[name]]
+    rows: dict[str, Any] = {name: looked_up.get(one, ...) for name, one in state.items()}
+    before |= {name: one.detach()[rows[name]].clone() for name, one in state.items() if one in tables}
+    with torch.no_grad():
+        for name, parameter in _trained(model):
+            parameter[rows[name]] += torch.randn_like(before[name]) * _JITTER
+    versions = {name: one._version for name, one in state.items()}
+    moved = {name: one.detach()[rows[name]].clone() for name, one in state.items()}
+    try:
+        yield
+        written += [
+            name
+            for name, one in state.items()
+            if one._version != versions[name] or not torch.equal(one[rows[name]], moved[name])
         ]
         if written:
             raise UnsupportedModel(
@@ -184,4 +247,24 @@ def _jittered(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for name, one in state.items():
-                one.copy_(before[name])
+                one[rows[name]] = before[name]
+
+
+def _rows_read(model: nn.Module, batch: Batch) -> dict[Tensor, Tensor]:
+    """Returns the rows of each trained table that ``model(batch)`` looks up."""
+    found: dict[Tensor, Tensor] = {}
+    hooks = []
+    for weight, modules in tables_of(model).items():
+        found[weight] = torch.zeros(0, dtype=torch.int64, device=weight.device)
+
+        def note(module: nn.Module, args: Any, kwargs: Any, weight: Tensor = weight) -> None:
+            ids = positional(module, args, kwargs)[0]
+            found[weight] = torch.unique(torch.cat([found[weight], ids.flatten()]))
+
+        hooks += [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
+    try:
+        model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -7,12 +7,14 @@ bound on a unit's contribution holds for the numbers that are really added up.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from privads.models.layers import FusedTable
+from privads.training.tables import Runs, SparseSum, sums_of_runs
 
 ROUNDING = 1e-5
 """Relative error granted to float32 sums and products, of the size that they would have without cancellation."""
@@ -28,8 +30,11 @@ class Contribution(Protocol):
         """(units,) squared norm of each unit's gradient, rounded up."""
         ...
 
-    def weighted_sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields each parameter with ``sum_u factors_u gradient_u``; a factor of 0 makes a unit vanish, NaN or not."""
+    def weighted_sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor | SparseSum]]:
+        """Yields each parameter with ``sum_u factors_u gradient_u``; a factor of 0 makes a unit vanish, NaN or not.
+
+        A table's sum is sparse.
+        """
         ...
 
 
@@ -53,29 +58,37 @@ class _Outer:
     def squared_norms(self) -> Tensor:
         # ||sum_m b_m a_m^T||^2 = sum over pairs m, n of one unit: (a_m . a_n) (b_m . b_n)   (the Gram identity)
         extra = 1.0 if self.bias is not None else 0.0  # the bias is a weight whose input is always 1
-        input_squares = self.inputs.square().sum(1) + extra
-        sizes = (input_squares * self.outputs.square().sum(1)).sqrt()  # ||b_m a_m^T||
+        sizes = ((_squares(self.inputs) + extra) * _squares(self.outputs)).sqrt()  # ||b_m a_m^T||
         counts = torch.bincount(self.owners, minlength=self.units)
         longest = int(counts.max()) if len(counts) else 0
         ceiling = _sum_by(sizes, self.owners, self.units).square()
         if longest <= 1:
             return ceiling * (1 + ROUNDING)
-        a, b = (self._padded(values, counts, longest) for values in (self.inputs, self.outputs))
+        places = self._places(counts, longest)
+        a, b = (self._padded(values, places, longest) for values in (self.inputs, self.outputs))
         gram = (torch.bmm(a, a.mT) + extra) * torch.bmm(b, b.mT)  # (units, longest, longest)
         return gram.sum((1, 2)).clamp(min=0) + ROUNDING * ceiling
 
-    def _padded(self, values: Tensor, counts: Tensor, longest: int) -> Tensor:
-        order = torch.argsort(self.owners, stable=True)
-        owners = self.owners[order]
-        position = torch.arange(len(owners), device=owners.device) - (counts.cumsum(0) - counts)[owners]
-        padded = values.new_zeros(self.units * longest, values.shape[1])
-        padded[owners * longest + position] = values[order]
+    def _places(self, counts: Tensor, longest: int) -> Tensor:
+        """Returns (m,) where each goes in (units * longest,): a unit's side by side."""
+        number = torch.arange(len(self.owners), device=self.owners.device)
+        if not _ascending(self.owners):
+            order = torch.argsort(self.owners, stable=True)
+            number = torch.empty_like(order).index_copy_(0, order, number)
+        return self.owners * longest + number - (counts.cumsum(0) - counts)[self.owners]
+
+    def _padded(self, values: Tensor, places: Tensor, longest: int) -> Tensor:
+        if len(values) == self.units * longest and _ascending(self.owners):  # all units are full: nothing to move
+            padded = values
+        else:
+            padded = values.new_zeros(self.units * longest, values.shape[1]).index_copy_(0, places, values)
         return padded.view(self.units, longest, values.shape[1])  # (units, longest, width)
 
     def weighted_sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        outputs = _weighted(self.outputs, factors[self.owners])
+        by_row = factors[self.owners]
+        outputs = _without_dropped(self.outputs, by_row) * by_row[:, None]
         if self.weight.requires_grad:
-            yield self.weight, outputs.mT @ _finite(self.inputs)
+            yield self.weight, outputs.mT @ _without_dropped(self.inputs, by_row)
         if self.bias is not None and self.bias.requires_grad:
             yield self.bias, outputs.sum(0)
 
@@ -85,80 +98,136 @@ def linear(module: nn.Linear, uses: Uses, owners: Tensor, units: int) -> Contrib
     parts = []
     for (inputs, *_), gradient in uses:
         a, b = inputs.flatten(0, -2), gradient.flatten(0, -2)  # (rows * positions, width)
-        parts.append((a.to(b.dtype), b, owners.repeat_interleave(len(b) // max(len(owners), 1))))
-    a, b, rows = (torch.cat(values) for values in zip(*parts, strict=True))
+        parts.append((a.to(b.dtype), b, _each_repeated(owners, len(b) // max(len(owners), 1))))
+    a, b, rows = (values[0] if len(values) == 1 else torch.cat(values) for values in zip(*parts, strict=True))
     return _Outer(module.weight, module.bias, a, b, rows, units)
 
 
 @dataclass(frozen=True, eq=False)
 class _Lookups:
-    """A table whose gradient at row i is ``sum over lookups m with id_m = i of g_m``.
+    """A table whose gradient at row i is ``sum over lookups m with id_m = i of weight_m g_{bag_m}``.
 
-    ids: (m,). gradients: (m, dim). owners: (m,). One id may occur often in a unit: its lookups are added before
-    squaring (Opacus's sampler of bags drops repeats, and its norm of a padded embedding counts the padding).
+    ids: (m,). bags: (m,), or None where lookup m is bag m. weights: (m,), or None for 1. gradients g: (bags, dim).
+    owners: (bags,). One id may occur often in a unit: its lookups are added before squaring (Opacus's sampler of bags
+    drops repeats, and its norm of a padded embedding counts the padding). Lookups are sorted once, by owner and then by
+    id, for norms and sums.
     """
 
-    weight: Tensor
+    table: Tensor
     ids: Tensor
+    bags: Tensor | None
+    weights: Tensor | None
     gradients: Tensor
     owners: Tensor
     units: int
 
-    def squared_norms(self) -> Tensor:
-        keys, cells = torch.unique(self.owners * len(self.weight) + self.ids, return_inverse=True)
-        sizes = self.gradients.norm(dim=1, keepdim=True)
-        added = _sum_by(torch.cat([self.gradients, sizes], dim=1), cells, len(keys))  # (cells, dim + 1)
-        squares = added[:, :-1].square().sum(1) + ROUNDING * added[:, -1].square()
-        return _sum_by(squares, keys // len(self.weight), self.units)
+    def _by_lookup(self, values: Tensor) -> Tensor:
+        """Returns (m,) for each lookup what ``values`` (bags,) says of its bag."""
+        return values if self.bags is None else values[self.bags]
 
-    def weighted_sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        yield (
-            self.weight,
-            _sum_by(_weighted(self.gradients, factors[self.owners]), self.ids, len(self.weight)),
-        )
+    @cached_property
+    def _runs(self) -> Runs:
+        owners = self._by_lookup(self.owners)
+        if _ascending(owners):
+            return Runs.of(self.ids)
+        by_owner = torch.argsort(owners, stable=True)
+        runs = Runs.of(self.ids[by_owner])
+        return Runs(runs.keys, by_owner[runs.order], runs.starts)
+
+    def squared_norms(self) -> Tensor:
+        owners, order = self._by_lookup(self.owners), self._runs.order
+        squares = self._by_lookup(_squares(self.gradients))
+        if self.weights is not None:
+            squares = squares * self.weights.square()
+        repeats = _same_as_before(owners[order])  # of one unit and, except where a run starts, of one id
+        repeats[self._runs.starts] = False
+        if not bool(repeats.any()):
+            return _sum_by(squares, owners, self.units) * (1 + ROUNDING)
+        several = repeats.clone()
+        several[:-1] |= repeats[1:]
+        lookups = order[several]  # those whose id occurs again in their unit, side by side
+        starts = torch.nonzero(~repeats[several]).flatten()
+        bags, weights = self._by_lookup_number(lookups)
+        added = sums_of_runs(self.gradients, bags, starts, weights)  # (pairs of unit and id, dim)
+        ceiling = sums_of_runs(squares[:, None].sqrt(), lookups, starts).flatten().square()
+        alone = squares.index_fill(0, lookups, 0.0)
+        pairs = _sum_by(_squares(added) + ROUNDING * ceiling, owners[lookups[starts]], self.units)
+        return _sum_by(alone, owners, self.units) * (1 + ROUNDING) + pairs
+
+    def _by_lookup_number(self, lookups: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the bags and the weights of these lookups."""
+        bags = lookups if self.bags is None else self.bags[lookups]
+        return bags, None if self.weights is None else self.weights[lookups]
+
+    def weighted_sums(self, factors: Tensor) -> Iterator[tuple[Tensor, SparseSum]]:
+        if not len(self.ids) or not self.table.requires_grad:
+            return
+        by_bag = factors[self.owners]
+        bags, weights = self._by_lookup_number(self._runs.order)
+        both = by_bag[bags] if weights is None else by_bag[bags] * weights
+        gradients = _without_dropped(self.gradients, by_bag)
+        sums = sums_of_runs(gradients, bags, self._runs.starts, both.to(gradients.dtype))
+        yield self.table, SparseSum(self._runs.keys, sums, len(self.table))
+
+
+_Part = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
+"""One use of a table: ids, bags, weights, gradients and owners of `_Lookups`."""
 
 
 def fused_table(module: FusedTable, uses: Uses, owners: Tensor, units: int) -> Contribution:
     """The rule of `FusedTable`: bag (row, field) of any length hands its gradient to each of its ids."""
-    parts = []
+    parts: list[_Part] = []
     for (ids, offsets), gradient in uses:
-        bags = torch.repeat_interleave(offsets.diff())  # (total,) the bag of each id
-        parts.append((ids, gradient.reshape(-1, module.dim)[bags], owners[bags // module.fields]))
+        by_bag = _each_repeated(owners, module.fields)
+        lengths = offsets.diff()
+        bags = None if bool((lengths == 1).all()) else torch.repeat_interleave(lengths)
+        parts.append((ids, bags, None, gradient.reshape(-1, module.dim), by_bag))
     return _lookups(module.weight, parts, units)
 
 
 def embedding(module: nn.Embedding, uses: Uses, owners: Tensor, units: int) -> Contribution:
     """The rule of `nn.Embedding` on (rows, ...): the padding row has no gradient."""
-    parts = []
+    parts: list[_Part] = []
     for (ids, *_), gradient in uses:
-        flat = ids.reshape(-1)
-        rows = owners.repeat_interleave(len(flat) // max(len(owners), 1))
-        real = flat != (-1 if module.padding_idx is None else module.padding_idx)
-        parts.append((flat[real], gradient.reshape(-1, module.embedding_dim)[real], rows[real]))
+        flat, bags = ids.reshape(-1), None
+        if module.padding_idx is not None:
+            bags = torch.nonzero(flat != module.padding_idx).flatten()
+            flat = flat[bags]
+        by_bag = _each_repeated(owners, ids.numel() // max(len(owners), 1))
+        parts.append((flat, bags, None, gradient.reshape(-1, module.embedding_dim), by_bag))
     return _lookups(module.weight, parts, units)
 
 
 def embedding_bag(module: nn.EmbeddingBag, uses: Uses, owners: Tensor, units: int) -> Contribution:
-    """The rule of `nn.EmbeddingBag`, sum or mean, called as (ids, offsets): one bag a row."""
+    """The rule of `nn.EmbeddingBag`, sum or mean, called as (ids, offsets[, per_sample_weights]): one bag a row."""
     if module.mode not in ("sum", "mean") or module.include_last_offset:
         raise NotImplementedError("nn.EmbeddingBag is supported with mode sum or mean, and without include_last_offset")
-    parts = []
+    parts: list[_Part] = []
     for inputs, gradient in uses:
-        if len(inputs) != 2:
+        if len(inputs) not in (2, 3) or inputs[0].dim() != 1:
             raise NotImplementedError("nn.EmbeddingBag is supported when called as module(ids, offsets)")
-        ids, offsets = inputs
+        ids, offsets, *weights = inputs
         lengths = torch.cat([offsets, offsets.new_tensor([len(ids)])]).diff()
         bags = torch.repeat_interleave(lengths)
         real = ids != (-1 if module.padding_idx is None else module.padding_idx)
         counted = _sum_by(real.to(gradient.dtype), bags, len(lengths)).clamp(min=1)
         share = gradient / counted[:, None] if module.mode == "mean" else gradient
-        parts.append((ids[real], share[bags[real]], owners[bags[real]]))
+        parts.append((ids[real], bags[real], weights[0][real] if weights else None, share, owners))
     return _lookups(module.weight, parts, units)
 
 
-def _lookups(weight: Tensor, parts: list[tuple[Tensor, Tensor, Tensor]], units: int) -> _Lookups:
-    ids, gradients, owners = (torch.cat(values) for values in zip(*parts, strict=True))
-    return _Lookups(weight, ids, gradients, owners, units)
+def _lookups(table: Tensor, parts: list[_Part], units: int) -> _Lookups:
+    if len(table) >= 1 << 31:
+        raise NotImplementedError(f"a table of {len(table)} rows: split it into tables below 2^31 rows")
+    if len(parts) == 1:
+        return _Lookups(table, *parts[0], units)
+    every_bag, every_weight, before = [], [], 0
+    for ids, bags, weights, gradients, _ in parts:
+        every_bag.append(before + (torch.arange(len(ids), device=ids.device) if bags is None else bags))
+        every_weight.append(torch.ones_like(ids, dtype=gradients.dtype) if weights is None else weights)
+        before += len(gradients)
+    ids, gradients, owners = (torch.cat([part[place] for part in parts]) for place in (0, 3, 4))  # type: ignore[misc]
+    return _Lookups(table, ids, torch.cat(every_bag), torch.cat(every_weight), gradients, owners, units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,8 +249,9 @@ class _PerSample:
 
     def weighted_sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for parameter, gradient in self.gradients.items():
-            flat = _weighted(gradient.reshape(len(gradient), -1), factors[self.owners])
-            yield parameter, flat.sum(0).view(parameter.shape)
+            by_row = factors[self.owners]
+            flat = _without_dropped(gradient.reshape(len(gradient), -1), by_row)
+            yield parameter, (by_row @ flat).view(parameter.shape)
 
 
 def per_sample(module: nn.Module, uses: Uses, owners: Tensor, units: int, *, sampler: Any) -> Contribution:
@@ -206,10 +276,28 @@ def _sum_by(values: Tensor, groups: Tensor, count: int) -> Tensor:
     return values.new_zeros(count, *values.shape[1:]).index_add_(0, groups, values)
 
 
-def _weighted(values: Tensor, factors: Tensor) -> Tensor:
-    """Returns ``values`` (n, width) times ``factors`` (n,); where a factor is 0 the result is 0 even for NaN."""
-    return torch.where(factors[:, None] > 0, values * factors[:, None], 0.0)
+def _ascending(values: Tensor) -> bool:
+    return bool((values[1:] >= values[:-1]).all())
 
 
-def _finite(values: Tensor) -> Tensor:
-    return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+def _squares(values: Tensor) -> Tensor:
+    """Returns (n,) the squared norm of each of ``values`` (n, width)."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=1)
+    return norms.square()
+
+
+def _each_repeated(values: Tensor, times: int) -> Tensor:
+    return values if times == 1 else values.repeat_interleave(times)
+
+
+def _same_as_before(values: Tensor) -> Tensor:
+    """Returns (n,) bool: whether each of ``values`` (n,) equals the one before it."""
+    same = torch.zeros_like(values, dtype=torch.bool)
+    torch.eq(values[1:], values[:-1], out=same[1:])
+    return same
+
+
+def _without_dropped(values: Tensor, factors: Tensor) -> Tensor:
+    """Returns ``values`` (n, width) with 0, not NaN, where their factor (n,) is 0."""
+    kept = factors > 0
+    return values if bool(kept.all()) else torch.where(kept[:, None], values, 0.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from privads.noise import Randomness
+from privads.noise import _PAIRS, Randomness
 
 SAMPLES = 20_000  # a chi-square test at alpha 1e-6 then catches a 5 % error of the std with miss probability < 1e-6
 ALPHA = 1e-6
@@ -17,8 +17,10 @@ def std_is(values: np.ndarray, noise_std: float) -> bool:
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_noise_is_normal_with_the_stated_std(seed: int | None) -> None:
-    values = Randomness(insecure_seed=seed).normal_like(torch.empty(SAMPLES), noise_std=2.5).numpy().astype(float)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_normal_with_the_stated_std(seed: int | None, dtype: torch.dtype) -> None:
+    reference = torch.empty(SAMPLES, dtype=dtype)
+    values = Randomness(insecure_seed=seed).normal_like(reference, noise_std=2.5).numpy().astype(float)
     assert std_is(values, 2.5)
     assert abs(values.mean()) < 2.5 / SAMPLES**0.5 * stats.norm.isf(ALPHA / 2)
     assert stats.kstest(values / 2.5, "norm").pvalue > ALPHA
@@ -30,10 +32,46 @@ def test_a_wrong_std_is_seen(wrong: float) -> None:
     assert not std_is(values, 2.5 * wrong)
 
 
-def test_cosine_and_sine_halves_are_uncorrelated() -> None:
-    values = Randomness().normal_like(torch.empty(2 * SAMPLES), noise_std=1.0).numpy().astype(float)
-    correlation = (values[:SAMPLES] * values[SAMPLES:]).mean() * SAMPLES**0.5
-    assert abs(correlation) < stats.norm.isf(ALPHA / 2)
+def test_every_row_has_the_std_that_is_given_for_it() -> None:
+    stds = torch.tensor([[0.1], [3.0]])
+    values = Randomness().normal_like(torch.empty(2, SAMPLES), noise_std=stds).numpy().astype(float)
+    assert std_is(values[0], 0.1)
+    assert std_is(values[1], 3.0)
+
+
+@pytest.mark.parametrize("apart", [1, 2, _PAIRS, 2 * _PAIRS])  # _PAIRS apart: cosine and sine of one angle
+def test_values_apart_are_uncorrelated_and_so_are_their_squares(apart: int) -> None:
+    values = Randomness().normal_like(torch.empty(8 * SAMPLES), noise_std=1.0).numpy().astype(float)
+    for one in (values, (values**2 - 1) / 2**0.5):
+        products = one[apart:] * one[:-apart]
+        assert abs(products.mean()) * len(products) ** 0.5 < stats.norm.isf(ALPHA / 2)
+
+
+def test_uniforms_are_above_zero_and_reach_one() -> None:
+    # the ends of 52 random bits: all ones is the least, and its logarithm is finite
+    source = Randomness()
+    for word, expected in ((2**64 - 1, 2.0**-52), (0, 1.0)):
+        source._keystream.words = lambda count, word=word: np.full(count, word, dtype=np.uint64)  # type: ignore[method-assign]
+        assert (source._uniforms(4) == expected).all()
+
+
+def test_a_forked_process_does_not_repeat_its_parents_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Randomness()
+    parent = source._keystream._process
+    before = source._keystream._stream
+    monkeypatch.setattr("os.getpid", lambda: parent + 1)  # as after a fork: the same memory in another process
+    source.normal_like(torch.empty(4), noise_std=1.0)
+    assert source._keystream._stream is not before
+
+
+def test_the_keystream_is_aes_in_counter_mode_under_fresh_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    # NIST SP 800-38A, F.5.5: CTR-AES256, the keystream of the first two blocks
+    key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+    counter = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
+    blocks = "0bdf7df1591716335e9a8b15c860c5025a6e699d536119065433863c8f657b94"
+    monkeypatch.setattr("os.urandom", lambda size: key if size == 32 else counter)
+    words = Randomness()._keystream.words(4)
+    assert words.tobytes().hex() == blocks
 
 
 def test_shape_and_type_follow_the_reference() -> None:

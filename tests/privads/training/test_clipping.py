@@ -13,6 +13,7 @@ from privads.models.layers import FusedTable
 from privads.training import rules
 from privads.training.clipping import UnitGradients, UnsupportedModel
 from privads.training.probe import check_shape
+from privads.training.tables import SparseSum
 
 ROWS = 12
 OWNERS = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3, 3, 3, 4, 5])  # ragged: 1 to 4 rows a unit
@@ -73,6 +74,45 @@ def embedding_bag_mean() -> Case:
     bag = nn.EmbeddingBag(10, 4, mode="mean", padding_idx=0)
     ids, offsets = torch.randint(0, 10, (3 * ROWS,)), 3 * torch.arange(ROWS)
     return Case(bag, lambda m: m(ids, offsets).square().sum(1))
+
+
+def embedding_bag_with_weights() -> Case:
+    bag = nn.EmbeddingBag(6, 4, mode="sum", padding_idx=2)
+    ids, offsets, weights = torch.randint(0, 6, (5 * ROWS,)), 5 * torch.arange(ROWS), torch.randn(5 * ROWS)
+    return Case(bag, lambda m: m(ids, offsets, per_sample_weights=weights).square().sum(1))
+
+
+class WeighedBag(nn.Module):
+    """Weights of a bag's lookups that are learned too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.importance = nn.EmbeddingBag(6, 4, mode="sum"), nn.Embedding(6, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        offsets = torch.arange(0, ids.numel(), ids.shape[1])
+        return self.bag(ids.flatten(), offsets, self.importance(ids).flatten())
+
+
+def embedding_bag_with_learned_weights() -> Case:
+    ids = torch.randint(0, 6, (ROWS, 4))
+    return Case(WeighedBag(), lambda m: m(ids).square().sum(1))
+
+
+def embedding_bag_used_twice_with_and_without_weights() -> Case:
+    bag = nn.EmbeddingBag(6, 4, mode="sum")
+    ids, offsets, weights = torch.randint(0, 6, (2, 3 * ROWS)), 3 * torch.arange(ROWS), torch.rand(3 * ROWS)
+    return Case(bag, lambda m: (m(ids[0], offsets) * m(ids[1], offsets, weights)).sum(1))
+
+
+def embedding_bag_without_an_id() -> Case:
+    bag = nn.EmbeddingBag(6, 4, mode="mean")
+    return Case(bag, lambda m: m(torch.zeros(0, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int64)).sum(1))
+
+
+def embedding_in_double_precision() -> Case:
+    ids = torch.randint(0, 9, (ROWS, 3))
+    return Case(nn.Embedding(9, 4).double(), lambda m: m(ids).square().sum((1, 2)))
 
 
 def embedding_with_padding() -> Case:
@@ -138,6 +178,10 @@ CASES = [
     fused_table_with_repeats_and_empty_bags,
     embedding_bag_with_one_id_twenty_times,
     embedding_bag_mean,
+    embedding_bag_with_weights,
+    embedding_bag_with_learned_weights,
+    embedding_bag_used_twice_with_and_without_weights,
+    embedding_in_double_precision,
     embedding_with_padding,
     table_shared_by_target_and_history,
     absent_head,
@@ -179,7 +223,12 @@ def ours(case: Case, clip_norm: float, owners: Tensor = OWNERS) -> dict[nn.Param
         )
     finally:
         gradients.cleanup()
-    return {p: sums.get(p, torch.zeros_like(p)) for p in case.model.parameters() if p.requires_grad}
+    return {p: dense(sums, p) for p in case.model.parameters() if p.requires_grad}
+
+
+def dense(sums: dict[Tensor, Tensor | SparseSum], parameter: nn.Parameter) -> Tensor:
+    found = sums.get(parameter, torch.zeros_like(parameter))
+    return found.dense() if isinstance(found, SparseSum) else found
 
 
 def same(left: dict[nn.Parameter, Tensor], right: dict[nn.Parameter, Tensor]) -> bool:
@@ -207,6 +256,70 @@ def test_one_unit_adds_at_most_the_clip_norm(make: Callable[[], Case]) -> None:
     norm = norm_of(ours(case, clip_norm, owners))
     assert norm <= clip_norm
     assert norm >= 0.999 * clip_norm
+
+
+TABLES = [
+    fused_table,
+    fused_table_with_repeats_and_empty_bags,
+    embedding_bag_with_one_id_twenty_times,
+    embedding_bag_with_weights,
+    embedding_with_padding,
+    table_shared_by_target_and_history,
+]
+
+
+@pytest.mark.parametrize("make", TABLES, ids=lambda make: make.__name__)
+def test_a_tables_sum_is_sparse_and_holds_the_looked_up_rows_alone(make: Callable[[], Case]) -> None:
+    case = make()
+    gradients = UnitGradients(case.model)
+    sums = gradients.clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0)
+    for found in sums.values():
+        assert isinstance(found, SparseSum)
+        assert (found.ids.diff() > 0).all()
+        touched = sum(one for gradient in unit_gradients(case) for one in gradient.values()) != 0
+        assert set(touched.any(1).nonzero().flatten().tolist()) <= set(found.ids.tolist())
+
+
+ORDERS = {
+    "mixed": torch.tensor([3, 0, 5, 1, 2, 0, 4, 3, 1, 0, 5, 2]),
+    "full": torch.arange(4).repeat_interleave(3),
+    "full and mixed": torch.arange(4).repeat(3),
+    "one row each": torch.arange(ROWS),
+    "one row each, mixed": torch.arange(ROWS).flip(0),
+}
+
+
+@pytest.mark.parametrize("make", [*TABLES, linear, linear_over_positions], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("order", ORDERS)
+def test_owners_need_no_order_and_units_may_be_full(make: Callable[[], Case], order: str) -> None:
+    case, owners = make(), ORDERS[order]
+    for share in (0.1, 100.0):
+        clip_norm = share * norm_of(unit_gradients(case, owners)[0])
+        assert same(ours(case, clip_norm, owners), oracle(case, clip_norm, owners))
+
+
+def test_a_table_whose_ids_need_more_than_32_bits_is_refused() -> None:
+    table = nn.Embedding(2**31, 1, device="meta")
+    with pytest.raises(NotImplementedError, match="split it into tables below"):
+        rules.embedding(table, [((torch.zeros(1, dtype=torch.int64),), torch.zeros(1, 1))], torch.zeros(1).long(), 1)
+
+
+def test_bags_without_an_id_have_no_sum() -> None:
+    case = embedding_bag_without_an_id()
+    sums = UnitGradients(case.model).clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0)
+    assert sums == {}
+
+
+def test_a_unit_without_finite_gradient_adds_zero_to_tables() -> None:
+    table, scale = nn.Embedding(9, 4), torch.ones(ROWS)
+    ids = torch.randint(0, 9, (ROWS, 3))
+    clip_norm = 0.5
+    clean = Case(table, lambda m: m(ids[OWNERS != 2]).square().sum((1, 2)))
+    owners = torch.unique(OWNERS[OWNERS != 2], return_inverse=True)[1]
+    for poison in (float("nan"), float("inf")):
+        scale[OWNERS == 2] = poison
+        spoiled = Case(table, lambda m: m(ids).square().sum((1, 2)) * scale)
+        assert same(ours(spoiled, clip_norm), oracle(clean, clip_norm, owners)), poison
 
 
 def test_rows_that_cancel_within_a_unit_stay_within_the_clip_norm() -> None:
@@ -315,15 +428,14 @@ def test_an_input_changed_in_place_is_refused() -> None:
 # The faults of the field, planted: each must turn the oracle red.
 
 
-def _drop_repeats(values: Tensor, groups: Tensor, count: int) -> Tensor:
+def _drop_repeats(values: Tensor, order: Tensor, starts: Tensor, weights: Tensor | None = None) -> Tensor:
     """Opacus's `gsm[i][idx] += g`: of several values for one place, only the last is kept."""
-    out = values.new_zeros(count, *values.shape[1:])
-    out[groups] = values
-    return out
+    last = torch.cat([starts[1:], torch.tensor([len(order)])]) - 1
+    return values[order[last]] * (1.0 if weights is None else weights[last][:, None])
 
 
 def test_dropping_repeated_ids_turns_the_oracle_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_sum_by", _drop_repeats)
+    monkeypatch.setattr(rules, "sums_of_runs", _drop_repeats)
     for make in (embedding_bag_with_one_id_twenty_times, fused_table_with_repeats_and_empty_bags):
         case = make()
         clip_norm = 0.5 * norm_of(unit_gradients(case)[0])
