@@ -4,8 +4,8 @@ A privacy figure means nothing alone. `Budget` therefore holds epsilon, delta, u
 and its text form prints all four.
 """
 
-import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -77,5 +77,6 @@ def check_delta(delta: float) -> None:
 
 def _check_amount(name: str, value: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 2.3e-308:  # the smallest normal float64
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+    if not number or not 2.3e-308 <= value <= sys.float_info.max:  # from the smallest normal float64
+        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a number beyond all others"
+        raise ValueError(f"{name} must be a positive finite number, got {shown}")
