@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
@@ -23,13 +23,12 @@ import typer
 from dp_accounting import NeighboringRelation, dp_event
 from dp_accounting.pld import PLDAccountant
 from rich.console import Console
-from rich.table import Table
 
 from accounting import calibrate, mechanisms
 from accounting.accountant import epsilon
 from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Charge, Ledger, LedgerError
-from benchmarks.harness import Figure, json_line
+from benchmarks.harness import Figure, json_line, table
 
 DELTA = 1e-6
 ADS = "ads"
@@ -327,15 +326,6 @@ def measure(folder: Path, *, quick: bool, postgres_url: str | None) -> Iterator[
     yield from tamper_figures(folder)
 
 
-def table(figures: Sequence[Figure]) -> Table:
-    """Returns the figures for people to read."""
-    shown = Table("figure", "value", "unit", "target", "holds", title="privads.accounting")
-    for one in figures:
-        said = {True: "yes", False: "MISSED", None: ""}[one.holds]
-        shown.add_row(one.name, f"{one.value:.6g}", one.unit, one.target or "", said)
-    return shown
-
-
 def main(
     postgres_url: Annotated[
         str | None, typer.Option("--postgres", help="An empty PostgreSQL database; without it a server is started.")
@@ -357,7 +347,7 @@ def main(
     if as_json:
         print(json_line("accounting", figures, quick=quick, skipped=skipped))
         return
-    Console(width=None if sys.stdout.isatty() else 140).print(table(figures))
+    Console(width=None if sys.stdout.isatty() else 140).print(table(figures, title="privads.accounting"))
 
 
 if __name__ == "__main__":

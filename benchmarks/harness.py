@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.table import Table
 from scipy import stats
 
 LEVEL = 0.95
@@ -94,6 +95,15 @@ def json_line(benchmark: str, figures: Sequence[Figure], **others: Any) -> str:
     """Returns the benchmark's one line of JSON; numbers that are not finite are null."""
     report = {"benchmark": benchmark, "machine": machine(), "figures": [one.as_dict() for one in figures], **others}
     return json.dumps(_plain(report), allow_nan=False)
+
+
+def table(figures: Sequence[Figure], *, title: str) -> Table:
+    """Returns the figures for people to read."""
+    shown = Table("figure", "value", "unit", "target", "holds", title=title)
+    for one in figures:
+        said = {True: "yes", False: "MISSED", None: ""}[one.holds]
+        shown.add_row(one.name, f"{one.value:.6g}", one.unit, one.target or "", said)
+    return shown
 
 
 def _processor() -> str:

@@ -8,7 +8,7 @@ that 95 % of batches stay below.
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +17,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.harness import Figure, json_line
+from benchmarks.harness import Figure, json_line, table
 from privads.logs.cache import CachedRows, cached
 from privads.logs.encode import Part, as_batch
 from privads.logs.schema import Schema
@@ -137,15 +136,6 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
     yield from batch_figures(rows, sizes)
 
 
-def table(figures: Sequence[Figure]) -> Table:
-    """Returns the figures for people to read."""
-    shown = Table("figure", "value", "unit", "target", "holds", title="privads.logs.cache")
-    for one in figures:
-        said = {True: "yes", False: "MISSED", None: ""}[one.holds]
-        shown.add_row(one.name, f"{one.value:.4g}", one.unit, one.target or "", said)
-    return shown
-
-
 def main(
     folder: Annotated[
         Path | None, typer.Option(help="Where the cache is written; by default the temporary folder.")
@@ -162,7 +152,7 @@ def main(
     if as_json:
         print(json_line("rows", figures, quick=quick, batch=BATCH))
         return
-    Console(width=None if sys.stdout.isatty() else 140).print(table(figures))
+    Console(width=None if sys.stdout.isatty() else 140).print(table(figures, title="privads.logs.cache"))
 
 
 if __name__ == "__main__":
