@@ -5,6 +5,7 @@ or logged. A seeded source exists for tests and for data declared public.
 """
 
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Randomness:
 
     def __init__(self, *, insecure_seed: int | None = None) -> None:
         self.insecure_seed = insecure_seed
+        self._one_at_a_time = threading.Lock()  # a model that owes noise may be read in several threads
         if insecure_seed is None:
             self.generator = np.random.Generator(np.random.Philox(key=int.from_bytes(os.urandom(16), "little")))
             self._keystream = _Keystream()
@@ -57,7 +59,8 @@ class Randomness:
         in the type of ``reference``, at least float32.
         """
         dtype = np.float64 if reference.dtype == torch.float64 else np.float32
-        normal = torch.from_numpy(self._standard_normal(reference.numel(), dtype))
+        with self._one_at_a_time:
+            normal = torch.from_numpy(self._standard_normal(reference.numel(), dtype))
         return normal.view(reference.shape).to(reference.device, reference.dtype).mul_(noise_std)
 
     def _standard_normal(self, count: int, dtype: Any) -> NDArray[Any]:

@@ -310,7 +310,7 @@ def _publish(file: BinaryIO, path: Path) -> None:
     try:
         draft.unlink()
         try:
-            os.link(f"/proc/self/fd/{file.fileno()}", draft, follow_symlinks=True)
+            _name_it(file, draft)
         except OSError:  # a system that cannot name it: then its bytes are copied
             with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as copy:
                 file.seek(0)
@@ -320,6 +320,14 @@ def _publish(file: BinaryIO, path: Path) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _name_it(file: BinaryIO, path: Path) -> None:
+    opened = os.open("/proc/self/fd", os.O_RDONLY)
+    try:  # without a folder's number os.link does not follow the symbolic link, and cannot name the file
+        os.link(str(file.fileno()), path, src_dir_fd=opened, follow_symlinks=True)
+    finally:
+        os.close(opened)
 
 
 def _kept(path: Path, layout: np.dtype[np.void], schema: Schema) -> CachedRows | None:

@@ -111,7 +111,12 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         not in the result; a table's sum is sparse. With an infinite ``clip_norm`` nothing is clipped, and norms are not
         computed.
         """
-        contributions = self._contributions(losses, owners, units)
+        with torch.autocast(losses.device.type, enabled=False):  # norms must be those of the numbers that are added up
+            return self._clipped_sums(self._contributions(losses, owners, units), losses, units, clip_norm)
+
+    def _clipped_sums(
+        self, contributions: list[Contribution], losses: Tensor, units: int, clip_norm: float
+    ) -> dict[Tensor, Tensor | SparseSum]:
         if torch.isinf(torch.tensor(clip_norm)):
             factors = torch.ones(units, device=losses.device)
         else:

@@ -69,25 +69,25 @@ class PrivateEngine:
         self._gradients = UnitGradients(model)
         try:
             probe(model, loss, rows.schema, self._gradients)
+            if self.plan.table_noise == "lazy":
+                self._lazy = LazyTables(model, optimizer, self.plan, self.randomness)
+            self.model, self.rows, self.loss_probed = model, rows, loss is not None
+            self._device = next(model.parameters()).device
+            self._optimizer = PlanOptimizer(
+                optimizer, self.plan, self.randomness, self._take_sums, self._after_step, self._lazy
+            )
+            self._kept = {name: one.clone() for name, one in self._untrained().items()}
+            self._versions = self._weights_now()
+            self.entry = self._charge()
         except BaseException:
-            self._gradients.cleanup()
+            self._detach()
             raise
-        self.model, self.rows, self.loss_probed = model, rows, loss is not None
-        self._device = next(model.parameters()).device
-        if self.plan.table_noise == "lazy":
-            self._lazy = LazyTables(model, optimizer, self.plan, self.randomness)
-        self._optimizer = PlanOptimizer(
-            optimizer, self.plan, self.randomness, self._take_sums, self._after_step, self._lazy
-        )
-        self._kept = {name: one.clone() for name, one in self._untrained().items()}
-        self._versions = self._weights_now()
+        # From here on private rows are read, and whatever happens the charge stays.
         self._torch_state = torch.random.get_rng_state()
         seed = self.randomness.insecure_seed
         # Dropout draws from torch's own generator, by row: a seed that others know would undo the unit's anonymity.
         torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else seed)
         self._started = time.monotonic()
-        self.entry = self._charge()
-        # From here on private rows are read, and whatever happens the charge stays.
         units = np.arange(len(rows.units)) if self._unit == EXAMPLE else rows.units
         self._sampler = sampler_for(self.plan, units, self.randomness.generator)
         self._state = "ready"
@@ -120,9 +120,7 @@ class PrivateEngine:
         """Returns the run: takes the hooks off, puts the averaged weights into the model, and commits the charge."""
         if self._state not in ("ready", "drawn"):
             raise RuntimeError("finish is called once, after the last optimizer.step()")
-        self._gradients.cleanup()
-        if self._lazy is not None:
-            self._lazy.detach()
+        self._detach()
         with torch.no_grad():
             if self._average:
                 for parameter, mean in zip(self._trained(), self._average, strict=True):
@@ -151,6 +149,12 @@ class PrivateEngine:
                 loss_probed=self.loss_probed,
             ),
         )
+
+    def _detach(self) -> None:
+        """Leave the model as any other: settled, and without hooks."""
+        self._gradients.cleanup()
+        if self._lazy is not None:
+            self._lazy.detach()
 
     def _draws(self) -> Iterator[Batch]:
         """Yields the batches of the plan, one for each step."""

@@ -78,6 +78,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         if closure is not None:
             raise ValueError("optimizer.step takes no closure: call engine.backward(loss) first")
         sums = self._take_sums()
+        self.zero_grad()  # only what is noised below may reach the inner step, not what a loss.backward() left
         for parameter in self._noised:
             found = sums.get(parameter)
             if found is None:

@@ -19,6 +19,9 @@ from privads.training.tables import Runs, SparseSum, sums_of_runs
 ROUNDING = 1e-5
 """Relative error granted to float32 sums and products, of the size that they would have without cancellation."""
 
+_ADDING = 2.0**-22
+"""Relative error of a square for each float32 number that was added up: of norm and sum, 2^-24 each, doubled."""
+
 Uses = Sequence[tuple[tuple[Tensor, ...], Tensor]]
 """Every use of one layer: what went in, and the gradient at what came out."""
 
@@ -67,7 +70,7 @@ class _Outer:
         places = self._places(counts, longest)
         a, b = (self._padded(values, places, longest) for values in (self.inputs, self.outputs))
         gram = (torch.bmm(a, a.mT) + extra) * torch.bmm(b, b.mT)  # (units, longest, longest)
-        return gram.sum((1, 2)).clamp(min=0) + ROUNDING * ceiling
+        return gram.sum((1, 2)).clamp(min=0) + (ROUNDING + _ADDING * counts) * ceiling
 
     def _places(self, counts: Tensor, longest: int) -> Tensor:
         """Returns (m,) where each goes in (units * longest,): a unit's side by side."""
@@ -136,7 +139,7 @@ class _Lookups:
 
     def squared_norms(self) -> Tensor:
         owners, order = self._by_lookup(self.owners), self._runs.order
-        squares = self._by_lookup(_squares(self.gradients))
+        squares = self._by_lookup(_squares(self.gradients)).double()  # a unit may have any number of lookups
         if self.weights is not None:
             squares = squares * self.weights.square()
         repeats = _same_as_before(owners[order])  # of one unit and, except where a run starts, of one id
@@ -150,8 +153,9 @@ class _Lookups:
         bags, weights = self._by_lookup_number(lookups)
         added = sums_of_runs(self.gradients, bags, starts, weights)  # (pairs of unit and id, dim)
         ceiling = sums_of_runs(squares[:, None].sqrt(), lookups, starts).flatten().square()
+        lengths = torch.diff(starts, append=starts.new_tensor([len(lookups)]))
         alone = squares.index_fill(0, lookups, 0.0)
-        pairs = _sum_by(_squares(added) + ROUNDING * ceiling, owners[lookups[starts]], self.units)
+        pairs = _sum_by(_squares(added) + (ROUNDING + _ADDING * lengths) * ceiling, owners[lookups[starts]], self.units)
         return _sum_by(alone, owners, self.units) * (1 + ROUNDING) + pairs
 
     def _by_lookup_number(self, lookups: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -162,8 +162,9 @@ class LazyTables:
     - ``state_dict()`` of the model or of a table is flushed, and so is what `flush` leaves;
     - a copy or a pickle of the model is refused while rows owe noise.
 
-    Reading ``model.parameters()`` or ``table.weight`` cannot be caught: call `flush` first. A model that reads a table
-    in another way than by calling its layer is not supported. Beside the weights this holds 4 bytes a row.
+    Reading ``model.parameters()``, ``table.weight`` or a ``state_dict()`` from before the last step, which holds the
+    weights themselves, cannot be caught: call `flush` first. A model that reads a table in another way than by calling
+    its layer is not supported. Beside the weights this holds 4 bytes a row.
     """
 
     def __init__(
@@ -198,15 +199,15 @@ class LazyTables:
         """Take one step of SGD with these clipped sums, and owe its noise to every row."""
         check_plain_sgd(self._model, self._optimizer)  # a scheduler may have changed the momentum
         steps = {number: _step_of(self._optimizer.param_groups[number]) for number, _ in self._debts}
+        for number, debt in self._debts:  # owed before anything is written: an interrupted step must not show its sums
+            lr, kept = steps[number]
+            debt.add(kept=kept, noise_std=lr * self._noise_std)
         with torch.no_grad():
             for weight, table in self._tables.items():
                 if weight in sums:
                     lr, kept = steps[table.group]
                     # The rows owe this step's decay as all others do: what is added now is divided by it.
                     _add(weight, sums[weight], factor=-lr / (self._plan.batch * kept))
-        for number, debt in self._debts:
-            lr, kept = steps[number]
-            debt.add(kept=kept, noise_std=lr * self._noise_std)
 
     def flush(self) -> None:
         """Settle every row of every table."""

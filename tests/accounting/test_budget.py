@@ -33,7 +33,9 @@ def test_a_budget_is_frozen_and_comparable() -> None:
         Budget(**GOOD).epsilon = 2.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("epsilon", [0, -1.0, math.nan, math.inf, -math.inf, 5e-324, "1", None, True, 10**400, -(10**400)])
+@pytest.mark.parametrize(
+    "epsilon", [0, -1.0, math.nan, math.inf, -math.inf, 5e-324, "1", None, True, 10**400, -(10**400)]
+)
 def test_an_epsilon_that_is_no_positive_finite_number_is_refused(epsilon: object) -> None:
     with pytest.raises(ValueError, match="epsilon must be a positive finite number"):
         Budget(**{**GOOD, "epsilon": epsilon})  # type: ignore[arg-type]

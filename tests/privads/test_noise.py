@@ -1,5 +1,7 @@
 """Noise: its law, and that nothing repeats it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,13 @@ def test_an_insecure_seed_repeats_and_says_so() -> None:
     assert torch.equal(one, two)
     assert "insecure_seed 5" in Randomness(insecure_seed=5).description
     assert "os.urandom" in Randomness().description
+
+
+def test_threads_that_share_a_source_draw_noise_of_their_own() -> None:
+    # Found in review: they shared one buffer, so noise came twice, or was not a number.
+    randomness, like = Randomness(), torch.empty(200_000)
+    with ThreadPoolExecutor(4) as threads:
+        drawn = list(threads.map(lambda _: randomness.normal_like(like, noise_std=1.0).numpy(), range(20)))
+    pairs = np.concatenate(drawn).view(np.uint64)
+    assert np.isfinite(np.concatenate(drawn)).all()
+    assert len(np.unique(pairs)) > len(pairs) - 100  # by chance about none of 2 million pairs is equal to another

@@ -1,5 +1,6 @@
 """The engine: its order of doing things, its protocol, and the law of what it releases."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,18 @@ def test_a_run_over_budget_is_refused_before_a_row_is_read(tmp_path: Path) -> No
         started(spied, small_plan(epsilon=5.0), ledger=ledger)
     assert spied.events == []
     assert ledger.balance("small").spent_epsilon == 0
+
+
+@pytest.mark.parametrize("table_noise", ["dense", "lazy"])
+def test_a_refused_charge_leaves_the_model_as_it_was(tmp_path: Path, table_noise: str) -> None:
+    # Found in review: the hooks stayed, kept every later pass in memory, and under lazy noise refused a copy.
+    log, ledger = logs(tmp_path, public=False), new_ledger(tmp_path, epsilon=1.0)
+    model, before = Logistic(log.schema), torch.random.get_rng_state()
+    with pytest.raises(BudgetExceeded):
+        started(log, small_plan(epsilon=5.0, table_noise=table_noise), model=model, ledger=ledger)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+    copy.deepcopy(model)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_charge_stays_when_the_loop_fails(tmp_path: Path) -> None:

@@ -377,6 +377,35 @@ def test_every_read_is_of_settled_rows(log: Logs, training: bool) -> None:
     assert torch.equal(model.twice.weight[rows], read)  # type: ignore[union-attr,index]
 
 
+def test_a_gradient_that_the_loop_left_on_a_table_never_reaches_its_rows(log: Logs) -> None:
+    # Found in review: the inner optimizer took a plain step with whatever loss.backward() had put into weight.grad.
+    engine, model, optimizer, batches = started(log)
+    before, batch = table_weights(model), next(batches)
+    found = losses.per_row(model(batch), batch)
+    (1e6 * found.sum()).backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    engine.backward(found)
+    optimizer.step()
+    assert (table_weights(model) - before).abs().max() < 1.0
+
+
+def test_a_step_that_is_interrupted_owes_its_noise_before_it_writes_its_sums(
+    log: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Found in review: Ctrl-C after the sums were written and before they were owed let state_dict() show them bare.
+    def interrupted(*arguments: object, factor: float) -> None:
+        add(*arguments, factor=factor)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    engine, model, optimizer, batches = started(log)
+    before, batch, add = table_weights(model), next(batches), tables._add
+    engine.backward(losses.per_row(model(batch), batch))
+    monkeypatch.setattr(tables, "_add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    model.state_dict()
+    assert (table_weights(model) != before).all()
+
+
 def test_a_copy_or_a_pickle_of_a_model_that_owes_noise_is_refused_and_allowed_when_it_is_paid(log: Logs) -> None:
     engine, model, optimizer, batches = started(log)
     step(engine, model, optimizer, next(batches))
