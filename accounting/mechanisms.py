@@ -266,7 +266,11 @@ def replaced(event: dp_event.DpEvent, neighbors: Neighbors) -> dp_event.DpEvent:
     sensitivity, and `user_level`'s rules with k = 2. Not for sampled mechanisms, whose relation is no change of
     sensitivity, nor for randomized response, which is stated for a replaced unit: they come back as they are.
     """
-    return event if neighbors == "add-remove" else _grown(event, 2) or event
+    if neighbors == "add-remove":
+        return event
+    if isinstance(event, dp_event.ComposedDpEvent):
+        return composed(*(replaced(each, neighbors) for each in event.events))
+    return _grown(event, 2) or event
 
 
 def unsampled(event: dp_event.DpEvent) -> dp_event.DpEvent:

@@ -175,7 +175,7 @@ def _divergence(leaf_json: str, order: float, neighbors: Neighbors) -> float:
         case dp_event.PoissonSampledDpEvent(sampling_probability=rate, event=inner):
             if rate < 1 and neighbors != "add-remove":
                 return _mixed(leaf, order, neighbors)
-            noise = merged_noise(replaced(dp_event.GaussianDpEvent(merged_noise(inner)), neighbors))
+            noise = merged_noise(replaced(inner, neighbors))
             return _sampled_gaussian(rate, noise, order)
         case dp_event.MixtureOfGaussiansDpEvent():
             return _mixed(leaf, order, neighbors)
@@ -205,8 +205,6 @@ def check_replaced(leaf: dp_event.DpEvent, neighbors: Neighbors) -> None:
 def _rho(leaf: dp_event.DpEvent, neighbors: Neighbors) -> float:
     check_replaced(leaf, neighbors)
     full = unsampled(leaf)
-    if isinstance(full, dp_event.ComposedDpEvent):
-        full = dp_event.GaussianDpEvent(merged_noise(full))
     if full != leaf:
         full = replaced(full, neighbors)
     match full:
@@ -214,6 +212,8 @@ def _rho(leaf: dp_event.DpEvent, neighbors: Neighbors) -> float:
             return math.inf
         case dp_event.GaussianDpEvent(noise_multiplier=noise):
             return float(1 / (2 * noise**2))
+        case dp_event.ComposedDpEvent():
+            return 1 / (2 * merged_noise(full) ** 2)
         case DiscreteGaussianDpEvent(noise_std=noise_std, sensitivity=sensitivity):
             return float(sensitivity**2 / (2 * noise_std**2))
         case dp_event.ZCDpEvent(rho=rho):
@@ -261,7 +261,7 @@ def _mixed(leaf: dp_event.DpEvent, order: float, neighbors: Neighbors) -> float:
     and no more than that of the pair's outermost Gaussians, as ``exp((a - 1) D_a)`` is convex in (P, Q) together.
     Where a component is so rare that its float is no longer exact, only the latter holds.
     """
-    noise = float(replaced(dp_event.GaussianDpEvent(merged_noise(unsampled(leaf))), neighbors).noise_multiplier)
+    noise = merged_noise(replaced(unsampled(leaf), neighbors))
     whole = order / (2 * noise**2)
     chances = leaf.sampling_probs if isinstance(leaf, dp_event.MixtureOfGaussiansDpEvent) else ()
     if min(chances, default=1.0) < _LEAST_CHANCE:

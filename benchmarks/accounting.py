@@ -28,7 +28,7 @@ from accounting import calibrate, mechanisms
 from accounting.accountant import epsilon
 from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Charge, Ledger, LedgerError
-from benchmarks.harness import Figure, json_line, table
+from benchmarks.harness import Figure, announced, json_line, table
 
 DELTA = 1e-6
 ADS = "ads"
@@ -334,16 +334,12 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Measure the accountant's figures and the ledger's endurance."""
-    figures: list[Figure] = []
     skipped: list[str] = []
-    log = Console(stderr=True)
     with tempfile.TemporaryDirectory() as name, postgresql(postgres_url) as url:
         if url is None:
             skipped.append("postgresql")
             typer.echo("postgresql: skipped, its server or psycopg is not installed", err=True)
-        for figure in measure(Path(name), quick=quick, postgres_url=url):
-            figures.append(figure)
-            log.print(f"{figure.name}: {figure.value:.6g} {figure.unit}")
+        figures = announced(measure(Path(name), quick=quick, postgres_url=url))
     if as_json:
         print(json_line("accounting", figures, quick=quick, skipped=skipped))
         return

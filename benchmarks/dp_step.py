@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from accounting.budget import Budget
-from benchmarks.harness import Figure, json_line
+from benchmarks.harness import Figure, announced, json_line
 from privads.batch import Batch
 from privads.logs.schema import Schema
 from privads.models import losses
@@ -341,11 +341,7 @@ def main(
     if peak_of is not None:
         print(json.dumps({"mebibytes": peak_memory(peak_of, size=rows, steps=steps)}))
         return
-    figures: list[Figure] = []
-    log = Console(stderr=True)
-    for figure in measure(quick=quick):
-        figures.append(figure)
-        log.print(f"{figure.name}: {figure.value:.4g} {figure.unit}")
+    figures = announced(measure(quick=quick))
     if as_json:
         extra: dict[str, Any] = {"quick": quick, "aims": AIMS}
         print(json_line("dp_step", figures, **extra))

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
@@ -95,6 +96,15 @@ def json_line(benchmark: str, figures: Sequence[Figure], **others: Any) -> str:
     """Returns the benchmark's one line of JSON; numbers that are not finite are null."""
     report = {"benchmark": benchmark, "machine": machine(), "figures": [one.as_dict() for one in figures], **others}
     return json.dumps(_plain(report), allow_nan=False)
+
+
+def announced(figures: Iterable[Figure]) -> list[Figure]:
+    """Returns the figures, each said on stderr as soon as it is measured."""
+    log, found = Console(stderr=True), []
+    for figure in figures:
+        found.append(figure)
+        log.print(f"{figure.name}: {figure.value:.6g} {figure.unit}")
+    return found
 
 
 def table(figures: Sequence[Figure], *, title: str) -> Table:

@@ -18,7 +18,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.harness import Figure, json_line, table
+from benchmarks.harness import Figure, announced, json_line, table
 from privads.logs.cache import CachedRows, cached
 from privads.logs.encode import Part, as_batch
 from privads.logs.schema import Schema
@@ -144,11 +144,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Measure drawing and gathering batches of 4096 from 10 million rows."""
-    log = Console(stderr=True)
-    figures: list[Figure] = []
-    for figure in measure(folder or Path(tempfile.gettempdir()), QUICK if quick else FULL):
-        figures.append(figure)
-        log.print(f"{figure.name}: {figure.value:.4g} {figure.unit}")
+    figures = announced(measure(folder or Path(tempfile.gettempdir()), QUICK if quick else FULL))
     if as_json:
         print(json_line("rows", figures, quick=quick, batch=BATCH))
         return
