@@ -63,6 +63,11 @@ class Randomness:
             normal = torch.from_numpy(self._standard_normal(reference.numel(), dtype))
         return normal.view(reference.shape).to(reference.device, reference.dtype).mul_(noise_std)
 
+    def uniforms(self, count: int) -> NDArray[np.float64]:
+        """Returns (count,) independent numbers, uniform on (0, 1]: k / 2^52 for k uniform on 1 .. 2^52."""
+        with self._one_at_a_time:
+            return self._uniforms(count).copy()  # the keystream's memory is used again by the next draw
+
     def _standard_normal(self, count: int, dtype: Any) -> NDArray[Any]:
         normal = np.empty(count + count % 2, dtype=dtype)
         for start in range(0, len(normal), 2 * _PAIRS):

@@ -10,8 +10,9 @@ layer, without a per-row weight gradient for the layers that have a rule of thei
 Everything else goes through Opacus's grad samplers, which are read and never changed.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,41 @@ from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from privads.training.rules import RULES, Contribution, per_sample
-from privads.training.tables import SparseSum, positional
+from privads.training.refusals import UnsupportedModel, layer_name, refuse_layers
+from privads.training.rules import RULES, Contribution, Lookups, per_sample
+from privads.training.tables import TABLES, SparseSum, positional
+
+__all__ = ["ClippedSums", "UnitGradients", "UnsupportedModel"]
+
+_KNOWN_TYPES = (torch.bfloat16, torch.float32, torch.float64)
+
+_SHORT = 1 - 1e-6
+"""A vector of counts is made so much shorter than 1: what rounding adds to its length is less."""
 
 
-class UnsupportedModel(ValueError):  # noqa: N818
-    """A model whose units' gradients cannot be told apart; the message names the layer and what to do."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClippedSums:
+    """What the units of a batch add up to, or those of a part of one: parts are added with ``+``.
+
+    sums: per parameter the sum of clipped gradients, sparse for a table; a parameter without a contribution is left
+    out. within: (units,) bool, whose norm was at most the clip norm. touched: per table (n, 1) counts of used rows, the
+    sum over units u of v_u, which is ``1 / sqrt(m)`` at each of the m rows, of all tables, that u reads.
+    """
+
+    sums: Mapping[Tensor, Tensor | SparseSum]
+    within: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    touched: Mapping[Tensor, SparseSum] = field(default_factory=dict)
+
+    def __add__(self, other: "ClippedSums") -> "ClippedSums":
+        return ClippedSums(
+            sums=_added(self.sums, other.sums),
+            within=torch.cat([self.within, other.within]),
+            touched=_added(self.touched, other.touched),
+        )
+
+
+def _added(one: Mapping[Tensor, Any], two: Mapping[Tensor, Any]) -> dict[Tensor, Any]:
+    return {key: one[key] + two[key] if key in one and key in two else (one | two)[key] for key in {**one, **two}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +77,21 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
     - the norm of what one unit adds to all sums together is at most ``clip_norm``, in floating point;
     - the sums equal those of a loop over units, one backward pass each;
     - a unit whose gradient is not finite adds zero, and changes nothing else;
-    - a layer that took no part in the loss adds zero, never the last batch's gradient.
+    - a layer that took no part in the loss adds zero, never the last batch's gradient;
+    - what one unit adds to the counts of used rows has a length of at most 1, in floating point.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._calls: list[_Call] = []
         self._samplers: dict[nn.Module, Any] = {}
-        _refuse_cross_row_layers(model)
+        refuse_layers(model)
         try:
             super().__init__(model, batch_first=True, loss_reduction="sum", strict=True)
         except NotImplementedError as error:
             raise UnsupportedModel(f"a layer cannot be trained with privacy: {error}") from None
         self._refuse_uncovered(model)
+        trained = [one for one in self.iterate_submodules(model) if any(p.requires_grad for p in one.parameters())]
+        self._groups = len({type(one) in TABLES for one in trained})
 
     def add_hooks(self, **_: Any) -> None:
         """Attach one forward hook to every layer with parameters of its own."""
@@ -86,7 +119,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
             return
         if not isinstance(output, Tensor) or not all(isinstance(one, Tensor) for one in forward_input):
             raise UnsupportedModel(
-                f"{_name(self._module, module)} holds parameters of its own but does not map tensors to a tensor: "
+                f"{layer_name(self._module, module)} holds parameters of its own but does not map tensors to a tensor: "
                 "move its parameters into a layer such as nn.Linear"
             )
         if not output.requires_grad:
@@ -103,34 +136,36 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         self._calls.clear()
 
     def clipped_sums(
-        self, losses: Tensor, owners: Tensor, *, units: int, clip_norm: float
-    ) -> dict[Tensor, Tensor | SparseSum]:
-        """Returns, per parameter, the sum over units of their clipped gradients.
+        self,
+        losses: Tensor,
+        owners: Tensor,
+        *,
+        units: int,
+        clip_norm: float,
+        per_group: bool = False,
+        touching: int | None = None,
+    ) -> ClippedSums:
+        """Returns the sums over units of their clipped gradients.
 
-        losses: (rows,). owners: (rows,) the unit of each row, in 0 .. units - 1. A parameter without a contribution is
-        not in the result; a table's sum is sparse. With an infinite ``clip_norm`` nothing is clipped, and norms are not
-        computed.
+        losses: (rows,). owners: (rows,) the unit of each row, in 0 .. units - 1. With an infinite ``clip_norm`` nothing
+        is clipped, and norms are not computed. per_group: a unit's gradient in tables and in all other layers is
+        clipped to ``clip_norm / sqrt(2)`` each (McMahan et al. 2018, arXiv 1710.06963, section 2.2). touching: count
+        the rows of tables that the first so many units read; None counts nothing.
         """
         with torch.autocast(losses.device.type, enabled=False):  # norms must be those of the numbers that are added up
-            return self._clipped_sums(self._contributions(losses, owners, units), losses, units, clip_norm)
-
-    def _clipped_sums(
-        self, contributions: list[Contribution], losses: Tensor, units: int, clip_norm: float
-    ) -> dict[Tensor, Tensor | SparseSum]:
-        if torch.isinf(torch.tensor(clip_norm)):
-            factors = torch.ones(units, device=losses.device)
-        else:
-            squares = torch.zeros(units, dtype=torch.float64, device=losses.device)
-            for contribution in contributions:
-                squares += contribution.squared_norms().double()
-            norms = squares.sqrt()
-            # Compared, not divided first: NaN and infinity fall through to 0.
-            factors = torch.where(norms <= clip_norm, 1.0, torch.nan_to_num(clip_norm / norms, nan=0.0)).float()
-        sums: dict[Tensor, Tensor | SparseSum] = {}
-        for contribution in contributions:
-            for parameter, value in contribution.weighted_sums(factors):
-                sums[parameter] = sums[parameter] + value if parameter in sums else value  # type: ignore[operator]
-        return sums
+            found = self._contributions(losses, owners, units)
+            split = per_group and self._groups > 1
+            groups = [[one for one in found if isinstance(one, Lookups) == which] for which in (True, False)]
+            bound = clip_norm / math.sqrt(2) if split else clip_norm
+            sums: dict[Tensor, Tensor | SparseSum] = {}
+            within = torch.ones(units, dtype=torch.bool, device=losses.device)
+            for group in groups if split else [found]:
+                factors = _factors(group, units, bound, losses.device)
+                within &= factors == 1
+                for contribution in group:
+                    sums.update(contribution.weighted_sums(factors))
+            touched = {} if touching is None else _touched(found, units, touching)
+            return ClippedSums(sums=sums, within=within, touched=touched)
 
     def _contributions(self, losses: Tensor, owners: Tensor, units: int) -> list[Contribution]:
         if not self._calls:
@@ -147,14 +182,16 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
             if gradient is None:
                 continue
             if any(tensor._version != version for tensor, version in zip(call.inputs, call.versions, strict=True)):
-                name = _name(self._module, call.module)
+                name = layer_name(self._module, call.module)
                 raise UnsupportedModel(f"the input of {name} was changed in place after it was used; make it a copy")
-            if gradient.shape[0] != len(owners) or gradient.dtype not in (torch.float32, torch.float64):
+            if gradient.shape[0] != len(owners) or gradient.dtype not in _KNOWN_TYPES:
+                name = layer_name(self._module, call.module)
                 raise UnsupportedModel(
-                    f"{_name(self._module, call.module)} gave {tuple(gradient.shape)} of {gradient.dtype}: the first "
-                    f"dimension must be the {len(owners)} rows, in float32 or float64"
+                    f"{name} gave {tuple(gradient.shape)} of {gradient.dtype}: the first dimension must be "
+                    f"the {len(owners)} rows, in bfloat16 (not float16), float32 or float64"
                 )
-            by_module.setdefault(call.module, []).append((call.inputs, gradient.detach()))
+            inputs = tuple(_full(one) for one in call.inputs)
+            by_module.setdefault(call.module, []).append((inputs, _full(gradient.detach())))
         found = []
         for module, uses in by_module.items():
             rule = RULES.get(type(module)) or partial(per_sample, sampler=self._samplers[module])
@@ -167,23 +204,34 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
             for parameter in module.parameters():
                 if owner.setdefault(parameter, module) is not module:
                     raise UnsupportedModel(
-                        f"{_name(model, module)} shares a parameter with {_name(model, owner[parameter])}: "
+                        f"{layer_name(model, module)} shares a parameter with {layer_name(model, owner[parameter])}: "
                         "use the same layer in both places instead of two layers with one parameter"
                     )
 
 
-def _refuse_cross_row_layers(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-            raise UnsupportedModel(
-                f"{name or 'the model'}: max_norm rewrites the rows that a batch looks up; remove it"
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UnsupportedModel(
-                f"{name or 'the model'} ({type(module).__name__}) mixes rows of different units: use nn.LayerNorm"
-            )
+def _factors(group: list[Contribution], units: int, clip_norm: float, device: torch.device) -> Tensor:
+    """Returns (units,) what each unit's gradient in this group of layers is multiplied with."""
+    if math.isinf(clip_norm):
+        return torch.ones(units, device=device)
+    squares = torch.zeros(units, dtype=torch.float64, device=device)
+    for contribution in group:
+        squares += contribution.squared_norms().double()
+    norms = squares.sqrt()
+    # Compared, not divided first: NaN and infinity fall through to 0.
+    return torch.where(norms <= clip_norm, 1.0, torch.nan_to_num(clip_norm / norms, nan=0.0)).float()
 
 
-def _name(model: nn.Module, module: nn.Module) -> str:
-    names = [name for name, candidate in model.named_modules() if candidate is module]
-    return f"layer {names[0]!r} ({type(module).__name__})" if names and names[0] else f"the {type(module).__name__}"
+def _touched(found: list[Contribution], units: int, touching: int) -> dict[Tensor, SparseSum]:
+    """Returns the counts of used rows of each table; units from number ``touching`` on add nothing."""
+    tables = [one for one in found if isinstance(one, Lookups)]
+    if not tables:
+        return {}
+    many = torch.stack([one.rows_read() for one in tables]).sum(0)  # (units,) rows of all tables
+    weights = many.clamp(min=1).double().rsqrt().mul_(_SHORT).float()
+    weights[touching:] = 0.0
+    return {one.table: one.counts(weights) for one in tables}
+
+
+def _full(values: Tensor) -> Tensor:
+    """Returns what mixed precision made short as float32: its norms are then those of the numbers that are added."""
+    return values.float() if values.dtype == torch.bfloat16 else values

@@ -52,12 +52,15 @@ def fit(
     engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, purpose=purpose)
     model, private, batches = engine.make_private(model, inner, train, loss=chosen_loss)
     with contextlib.nullcontext(_say_nothing) if progress is None else progress(plan) as show:
-        for step, batch in enumerate(batches, start=1):
+        for batch in batches:
+            before = engine.steps_done
             engine.backward(chosen_loss(model(batch), batch))
             private.step()
+            if engine.steps_done == before:
+                continue  # parts of the batch are still to come
             if schedule is not None:
                 schedule.step()
-            show(step)
+            show(engine.steps_done)
     run = engine.finish()
     facts = dataclasses.replace(
         run.facts,

@@ -52,7 +52,7 @@ def probe(model: nn.Module, loss: Loss | None, schema: Schema, gradients: UnitGr
                 f"a row's loss depends on rows of other units: {type(model).__name__} or its loss mixes rows (batch "
                 "statistics, in-batch negatives, or a mean over the batch); every row must have a loss of its own"
             )
-        found = gradients.clipped_sums(values, owners, units=len(alone), clip_norm=clip_norm)
+        found = gradients.clipped_sums(values, owners, units=len(alone), clip_norm=clip_norm).sums
         for (name, parameter), sums in zip(_trained(model), expected, strict=True):
             if not _same_sums(sums, found.get(parameter, _zero(parameter, sums))):
                 raise UnsupportedModel(

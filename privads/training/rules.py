@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from privads.models.layers import FusedTable
@@ -107,7 +108,7 @@ def linear(module: nn.Linear, uses: Uses, owners: Tensor, units: int) -> Contrib
 
 
 @dataclass(frozen=True, eq=False)
-class _Lookups:
+class Lookups:
     """A table whose gradient at row i is ``sum over lookups m with id_m = i of weight_m g_{bag_m}``.
 
     ids: (m,). bags: (m,), or None where lookup m is bag m. weights: (m,), or None for 1. gradients g: (bags, dim).
@@ -137,13 +138,33 @@ class _Lookups:
         runs = Runs.of(self.ids[by_owner])
         return Runs(runs.keys, by_owner[runs.order], runs.starts)
 
+    @cached_property
+    def _repeats(self) -> Tensor:
+        """(m,) bool, in the order of runs: whether the lookup before is of the same unit and the same id."""
+        repeats = _same_as_before(self._by_lookup(self.owners)[self._runs.order])
+        repeats[self._runs.starts] = False
+        return repeats
+
+    def rows_read(self) -> Tensor:
+        """(units,) how many rows of the table each unit reads, each once."""
+        first = self._runs.order[~self._repeats]
+        return torch.bincount(self._by_lookup(self.owners)[first], minlength=self.units)
+
+    def counts(self, weights: Tensor) -> SparseSum:
+        """Returns (rows of the table, 1): the sum of the ``weights`` (units,) of those that read each row."""
+        first = ~self._repeats
+        by_pair = weights[self._by_lookup(self.owners)[self._runs.order[first]]]
+        starts = torch.zeros_like(first, dtype=torch.int64).index_fill_(0, self._runs.starts, 1)
+        which = (starts.cumsum(0) - 1)[first]
+        return SparseSum(self._runs.keys, _sum_by(by_pair[:, None], which, len(self._runs.keys)), len(self.table))
+
     def squared_norms(self) -> Tensor:
+        """(units,) squared norm of each unit's gradient, rounded up."""
         owners, order = self._by_lookup(self.owners), self._runs.order
         squares = self._by_lookup(_squares(self.gradients)).double()  # a unit may have any number of lookups
         if self.weights is not None:
             squares = squares * self.weights.square()
-        repeats = _same_as_before(owners[order])  # of one unit and, except where a run starts, of one id
-        repeats[self._runs.starts] = False
+        repeats = self._repeats
         if not bool(repeats.any()):
             return _sum_by(squares, owners, self.units) * (1 + ROUNDING)
         several = repeats.clone()
@@ -164,6 +185,7 @@ class _Lookups:
         return bags, None if self.weights is None else self.weights[lookups]
 
     def weighted_sums(self, factors: Tensor) -> Iterator[tuple[Tensor, SparseSum]]:
+        """Yields the table with ``sum_u factors_u gradient_u``."""
         if not len(self.ids) or not self.table.requires_grad:
             return
         by_bag = factors[self.owners]
@@ -175,7 +197,7 @@ class _Lookups:
 
 
 _Part = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
-"""One use of a table: ids, bags, weights, gradients and owners of `_Lookups`."""
+"""One use of a table: ids, bags, weights, gradients and owners of `Lookups`."""
 
 
 def fused_table(module: FusedTable, uses: Uses, owners: Tensor, units: int) -> Contribution:
@@ -220,18 +242,18 @@ def embedding_bag(module: nn.EmbeddingBag, uses: Uses, owners: Tensor, units: in
     return _lookups(module.weight, parts, units)
 
 
-def _lookups(table: Tensor, parts: list[_Part], units: int) -> _Lookups:
+def _lookups(table: Tensor, parts: list[_Part], units: int) -> Lookups:
     if len(table) >= 1 << 31:
         raise NotImplementedError(f"a table of {len(table)} rows: split it into tables below 2^31 rows")
     if len(parts) == 1:
-        return _Lookups(table, *parts[0], units)
+        return Lookups(table, *parts[0], units)
     every_bag, every_weight, before = [], [], 0
     for ids, bags, weights, gradients, _ in parts:
         every_bag.append(before + (torch.arange(len(ids), device=ids.device) if bags is None else bags))
         every_weight.append(torch.ones_like(ids, dtype=gradients.dtype) if weights is None else weights)
         before += len(gradients)
     ids, gradients, owners = (torch.cat([part[place] for part in parts]) for place in (0, 3, 4))  # type: ignore[misc]
-    return _Lookups(table, ids, torch.cat(every_bag), torch.cat(every_weight), gradients, owners, units)
+    return Lookups(table, ids, torch.cat(every_bag), torch.cat(every_weight), gradients, owners, units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,8 +289,22 @@ def per_sample(module: nn.Module, uses: Uses, owners: Tensor, units: int, *, sam
     return _PerSample(gradients, owners, units)
 
 
+def layer_norm(module: nn.LayerNorm, uses: Uses, owners: Tensor, units: int) -> Contribution:
+    """The rule of `nn.LayerNorm` on (rows, ..., shape): ``y = x_hat * w + b``, so dy/dw is x_hat and dy/db is 1."""
+    gradients: dict[Tensor, Tensor] = {}
+    for (inputs, *_), gradient in uses:
+        shape = module.normalized_shape
+        normed = F.layer_norm(inputs.to(gradient.dtype), shape, eps=module.eps)
+        for parameter, values in ((module.weight, gradient * normed), (module.bias, gradient)):
+            if parameter is not None and parameter.requires_grad:
+                by_row = values.reshape(len(values), -1, *shape).sum(1)  # over positions
+                gradients[parameter] = gradients[parameter] + by_row if parameter in gradients else by_row
+    return _PerSample(gradients, owners, units)
+
+
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: linear,
+    nn.LayerNorm: layer_norm,
     FusedTable: fused_table,
     nn.Embedding: embedding,
     nn.EmbeddingBag: embedding_bag,

@@ -12,7 +12,8 @@ so a row settled after step a owes after step t the factor ``prod kept_s`` over 
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Self
@@ -131,7 +132,7 @@ class _Debt:
     def __init__(self, steps: int) -> None:
         self.steps = 0
         self.variance, self.kept = np.zeros(steps + 1), np.ones(steps + 1)
-        self.decays = False
+        self.decays = self.noised = False
 
     def add(self, *, kept: float, noise_std: float) -> None:
         """Take one step: a factor, and noise of this standard deviation."""
@@ -140,7 +141,9 @@ class _Debt:
             self.decays = True
             self.variance[: self.steps] *= kept**2
             self.kept[: self.steps] *= kept
-        self.variance[: self.steps] += noise_std**2
+        if noise_std:
+            self.noised = True
+            self.variance[: self.steps] += noise_std**2
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +175,6 @@ class LazyTables:
     ) -> None:
         check_plain_sgd(model, optimizer)
         self._model, self._optimizer, self._plan, self._randomness = model, optimizer, plan, randomness
-        self._noise_std = plan.noise_multiplier * plan.clip_norm / plan.batch if plan.private else 0.0
         self._tables: dict[Tensor, _Table] = {}
         self._hooks: list[RemovableHandle] = []
         modules = tables_of(model)
@@ -195,13 +197,24 @@ class LazyTables:
     def __reduce__(self) -> NoReturn:
         self._refuse_copies()
 
-    def step(self, sums: Mapping[Tensor, Tensor | SparseSum]) -> None:
-        """Take one step of SGD with these clipped sums, and owe its noise to every row."""
+    @contextmanager
+    def stepping(
+        self, sums: Mapping[Tensor, Tensor | SparseSum], touched: object, *, noise_std: float
+    ) -> Iterator[None]:
+        """Take one step of SGD with these clipped sums, owe its noise to every row, and let the other weights step.
+
+        noise_std: of the noise on each number of the sums.
+        """
+        self.step(sums, noise_std=noise_std)
+        yield
+
+    def step(self, sums: Mapping[Tensor, Tensor | SparseSum], *, noise_std: float) -> None:
+        """Take one step of SGD with these clipped sums, and owe its noise, of this std on the sums, to every row."""
         check_plain_sgd(self._model, self._optimizer)  # a scheduler may have changed the momentum
         steps = {number: _step_of(self._optimizer.param_groups[number]) for number, _ in self._debts}
         for number, debt in self._debts:  # owed before anything is written: an interrupted step must not show its sums
             lr, kept = steps[number]
-            debt.add(kept=kept, noise_std=lr * self._noise_std)
+            debt.add(kept=kept, noise_std=lr * noise_std / self._plan.batch)
         with torch.no_grad():
             for weight, table in self._tables.items():
                 if weight in sums:
@@ -243,7 +256,7 @@ class LazyTables:
     def _settle(self, table: _Table, rows: Tensor) -> None:
         """Pay what ``rows`` (n,), each named once, owe."""
         debt = table.debt
-        if not (self._noise_std or debt.decays):
+        if not (debt.noised or debt.decays):
             return
         since = table.settled.index_select(0, rows)
         owing = since < debt.steps
@@ -263,7 +276,7 @@ class LazyTables:
     def _noise_owed(self, table: _Table, rows: Tensor, since: Tensor) -> Tensor:
         """Returns (n, dim) the noise of all steps after ``since`` (n,), as the rows see it now."""
         like = table.weight.new_empty(len(rows), table.weight.shape[1])
-        if not self._noise_std:
+        if not table.debt.noised:
             return like.zero_()
         noise_std = torch.from_numpy(np.sqrt(table.debt.variance[: table.debt.steps])).to(like)
         return self._randomness.normal_like(like, noise_std=noise_std.index_select(0, since)[:, None])

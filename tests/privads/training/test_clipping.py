@@ -220,7 +220,7 @@ def ours(case: Case, clip_norm: float, owners: Tensor = OWNERS) -> dict[nn.Param
     try:
         sums = gradients.clipped_sums(
             case.forward(case.model), owners, units=int(owners.max()) + 1, clip_norm=clip_norm
-        )
+        ).sums
     finally:
         gradients.cleanup()
     return {p: dense(sums, p) for p in case.model.parameters() if p.requires_grad}
@@ -272,7 +272,7 @@ TABLES = [
 def test_a_tables_sum_is_sparse_and_holds_the_looked_up_rows_alone(make: Callable[[], Case]) -> None:
     case = make()
     gradients = UnitGradients(case.model)
-    sums = gradients.clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0)
+    sums = gradients.clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0).sums
     for found in sums.values():
         assert isinstance(found, SparseSum)
         assert (found.ids.diff() > 0).all()
@@ -306,7 +306,7 @@ def test_a_table_whose_ids_need_more_than_32_bits_is_refused() -> None:
 
 def test_bags_without_an_id_have_no_sum() -> None:
     case = embedding_bag_without_an_id()
-    sums = UnitGradients(case.model).clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0)
+    sums = UnitGradients(case.model).clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0).sums
     assert sums == {}
 
 
@@ -353,9 +353,9 @@ def test_an_absent_head_adds_zero_and_not_the_last_batchs_gradient() -> None:
     x = torch.randn(ROWS, 5)
     model = TwoHeads()
     gradients = UnitGradients(model)
-    both = gradients.clipped_sums(sum(model(x)).square(), OWNERS, units=UNITS, clip_norm=1.0)
+    both = gradients.clipped_sums(sum(model(x)).square(), OWNERS, units=UNITS, clip_norm=1.0).sums
     assert model.second.weight in both
-    only_first = gradients.clipped_sums(model(x)[0].square(), OWNERS, units=UNITS, clip_norm=1.0)
+    only_first = gradients.clipped_sums(model(x)[0].square(), OWNERS, units=UNITS, clip_norm=1.0).sums
     assert model.second.weight not in only_first
     assert same(
         {p: only_first.get(p, torch.zeros_like(p)) for p in model.parameters()},
@@ -484,7 +484,7 @@ def norm_of_one_unit(model: nn.Module, losses: Callable[[nn.Module], Tensor], *,
     gradients = UnitGradients(model)
     found = losses(model)
     owners = torch.zeros(len(found), dtype=torch.int64)
-    sums = gradients.clipped_sums(found, owners, units=1, clip_norm=clip_norm).values()
+    sums = gradients.clipped_sums(found, owners, units=1, clip_norm=clip_norm).sums.values()
     dense = [one.dense() if isinstance(one, SparseSum) else one for one in sums]
     return float(torch.cat([one.double().flatten() for one in dense]).norm())
 
@@ -515,5 +515,5 @@ def test_autocast_around_the_backward_pass_does_not_loosen_the_bound() -> None:
         gradients = UnitGradients(model)
         losses = (model(x) * w).sum(1)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            sums = gradients.clipped_sums(losses, torch.zeros(2, dtype=torch.int64), units=1, clip_norm=0.8)
+            sums = gradients.clipped_sums(losses, torch.zeros(2, dtype=torch.int64), units=1, clip_norm=0.8).sums
         assert torch.cat([one.flatten() for one in sums.values()]).norm() <= 0.8  # type: ignore[union-attr]
