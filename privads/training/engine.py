@@ -119,7 +119,7 @@ class PrivateEngine:
             units=part.units,
             clip_norm=self._clip.now,
             per_group=plan.clipping == "per-group",
-            touching=part.sampled if plan.table_noise == "adafest" else None,
+            touching=part.sampled if self._counts_rows else None,
         )
         if part.rows:
             self._sums = found if self._sums is None else self._sums + found
@@ -293,6 +293,11 @@ class PrivateEngine:
         )
         self.ledger.open_rows(entry)
         return entry
+
+    @property
+    def _counts_rows(self) -> bool:
+        """Whether every batch's used rows decide which are trained; without privacy they are those themselves."""
+        return self.plan.table_noise == "adafest" or (self.plan.table_noise == "fest" and not self.plan.private)
 
     def _expect(self, state: _State, otherwise: str) -> None:
         if self._state != state:
