@@ -21,8 +21,9 @@ from privads.training.plan import TrainPlan
 from privads.training.probe import Loss, check_shape, probe
 from privads.training.run import Facts, Run
 from privads.training.sampling import sampler_for
-from privads.training.selection import SelectedTables, check_selectable, selection, touched_by_all
+from privads.training.selection import SelectedTables, check_selectable, selection
 from privads.training.tables import LazyTables, check_plain_sgd, tables_of
+from privads.training.uses import touched_by_all
 
 _State = Literal["new", "ready", "drawn", "summed", "finished"]
 

@@ -78,7 +78,7 @@ class PoissonSampler:
         self, units: Numbers, *, sampling_rate: float, rows_per_unit: int, generator: np.random.Generator
     ) -> None:
         self.sampling_rate, self.rows_per_unit, self.generator = sampling_rate, rows_per_unit, generator
-        self._owned = _Owned(units)
+        self._owned = Owned(units)
 
     def draws(self, steps: int) -> Iterator[Draw]:
         """Yields ``steps`` independent batches; one may be empty."""
@@ -113,7 +113,7 @@ class TruncatedPoissonSampler:
     ) -> None:
         self.sampling_rate, self.rows_per_unit, self.generator = sampling_rate, rows_per_unit, generator
         self.largest_batch = largest_batch
-        self._owned, self._among = _Owned(units), among
+        self._owned, self._among = Owned(units), among
 
     def draws(self, steps: int) -> Iterator[Draw]:
         """Yields ``steps`` independent batches, all of one shape."""
@@ -147,7 +147,7 @@ class BallsInBinsSampler:
 
     def __init__(self, units: Numbers, *, bins: int, rows_per_unit: int, generator: np.random.Generator) -> None:
         self.bins, self.rows_per_unit, self.generator = bins, rows_per_unit, generator
-        self._owned = _Owned(units)
+        self._owned = Owned(units)
 
     def draws(self, steps: int) -> Iterator[Draw]:
         """Yields ``steps`` batches, from the start of an epoch on."""
@@ -167,7 +167,7 @@ def kept_rows(units: Numbers, most_rows: int, generator: np.random.Generator) ->
 
     units: (rows,) who owns each row. What is left out is never used: so an owner's rows are bounded once for all.
     """
-    owned = _Owned(units)
+    owned = Owned(units)
     return owned.rows_of(np.arange(owned.units), most_rows, generator)[0]
 
 
@@ -199,7 +199,7 @@ def at_most(
     return _subset(generator, units, size if size < most_units else 0)
 
 
-class _Owned:
+class Owned:
     """Which rows each unit owns, as places in a list: where they start, and how many they are."""
 
     def __init__(self, units: Numbers) -> None:
@@ -210,6 +210,7 @@ class _Owned:
 
     @property
     def units(self) -> int:
+        """How many there are."""
         return len(self._counts)
 
     def rows_of(self, chosen: Numbers, rows_per_unit: int, generator: np.random.Generator) -> tuple[Numbers, Numbers]:

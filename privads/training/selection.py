@@ -8,8 +8,8 @@ Of V rows
 is private at the cost of one Gaussian of noise multiplier s, and so may decide which rows are touched at all: the
 clipped sums are restricted to M, rows of M are noised whether a unit reads them or not, and any elementwise optimizer
 steps them (Ghazi et al. 2023, arXiv 2311.08357, algorithm 1). "adafest" selects at every step from the batch
-(`select_anew`), "fest" once from all units (`touched_by_all`, `select_once`). Every step's model is private, not only
-the last one; the price is that a row which few units read is rarely trained.
+(`select_anew`), "fest" once from all units (`uses.touched_by_all`, `select_once`). Every step's model is private, not
+only the last one; the price is that a row which few units read is rarely trained.
 """
 
 import math
@@ -18,20 +18,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from privads.batch import Batch
-from privads.models.layers import FusedTable
 from privads.noise import Randomness
-from privads.training.clipping import UnsupportedModel
 from privads.training.plan import TrainPlan
-from privads.training.sampling import PoissonSampler
-from privads.training.tables import SparseSum, positional, tables_of
+from privads.training.tables import SparseSum, tables_of
 
 Select = Callable[[Tensor, SparseSum], Tensor]
 """(table (rows, dim), counts (rows, 1) of this step's units) -> ids (n,) of the rows to step, each once, ascending."""
@@ -47,12 +43,6 @@ SELECTABLE: tuple[type[torch.optim.Optimizer], ...] = (
 
 _DRAWN = 1 << 20
 """Most gaps drawn at a time, to bound memory."""
-
-_READ_ROWS = 1 << 15
-"""About as many rows of the log as are read at a time."""
-
-_ROUNDING = 2.0**-50
-"""Granted to the float64 root and quotient in v_u, so that its norm is at most 1 in floating point too."""
 
 
 # The law of selection
@@ -142,7 +132,7 @@ def selection(
 ) -> Select:
     """Returns what selects rows as the plan says; rows: V, of all tables together.
 
-    touched: what all units read, for "fest". Without it "fest" selects nothing: it is not chosen yet.
+    touched: what all units read, for "fest", which without it has not chosen yet.
     """
     noise_std = plan.selection_noise_multiplier
     if noise_std is None:
@@ -302,97 +292,3 @@ def _put_back(full: Any, value: Any, part: _Part) -> Any:
         return value
     full = torch.zeros_like(part.weight) if full is None else full
     return full.index_copy_(0, part.ids, value)
-
-
-# What all units read
-
-
-class Taken(Protocol):
-    """Rows that can be taken by number: all of a log's, or a choice of them."""
-
-    def take(self, row_numbers: NDArray[np.int64]) -> Batch:
-        """Returns these rows."""
-        ...
-
-
-def touched_by_all(
-    model: nn.Module, rows: Taken, units: NDArray[np.int64], *, rows_per_unit: int, generator: np.random.Generator
-) -> dict[Tensor, SparseSum]:
-    """Returns, per table, (rows, 1) ``sum_u v_u`` over all units of a log: reads private rows, and adds no noise.
-
-    The caller charges a Gaussian of L2 sensitivity 1 (over all tables together, add/remove) before, and gives the
-    result to `select_once` alone. The model is evaluated on at most ``rows_per_unit`` rows of each unit, chosen at
-    random, and hooks on its tables see the ids. units: (rows,) who owns each row, as numbers from 0. Holds 8 bytes for
-    each row of the tables.
-    """
-    tables = tables_of(model)
-    starts = dict(zip(tables, np.cumsum([0, *map(len, tables)]).tolist(), strict=False))
-    total = sum(map(len, tables))
-    device = next(model.parameters()).device
-    counts = torch.zeros(total, dtype=torch.float64)
-    sampler = PoissonSampler(units, sampling_rate=1.0, rows_per_unit=rows_per_unit, generator=generator)
-    draw = sampler.draw()  # every unit, and the same choice of its rows as in a batch
-    seen: list[tuple[Tensor, Tensor]] = []  # (rows of the batch, rows of the tables in one long list)
-
-    def see(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        readers, ids = _reads(module, positional(module, args, kwargs), batch_rows)
-        seen.append((readers.cpu(), ids.cpu() + starts[module.weight]))  # type: ignore[index]
-
-    modules = [module for weight, readers in tables.items() if len(weight) for module in readers]
-    hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in modules]
-    training = model.training
-    model.eval()
-    try:
-        for chosen, owners in _whole_units(draw.row_numbers, draw.owners):
-            batch_rows = len(chosen)
-            with torch.no_grad():
-                model(rows.take(chosen).to(device))
-            if not seen:
-                continue
-            readers, read = (torch.cat(parts).numpy() for parts in zip(*seen, strict=True))
-            seen.clear()
-            keys = np.unique(owners[readers] * total + read)
-            who, where = keys // total, keys % total
-            shares = (1 - _ROUNDING) / np.sqrt(np.bincount(who))[who]
-            counts.index_add_(0, torch.from_numpy(where), torch.from_numpy(shares))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return {weight: _nonzero(counts[start : start + len(weight)], weight) for weight, start in starts.items()}
-
-
-def _whole_units(
-    row_numbers: NDArray[np.int64], owners: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yields (row numbers, owners from 0) in parts of about `_READ_ROWS` rows that no unit straddles."""
-    start = 0
-    while start < len(owners):
-        end = int(np.searchsorted(owners, owners[min(start + _READ_ROWS, len(owners)) - 1], side="right"))
-        yield row_numbers[start:end], owners[start:end] - owners[start]
-        start = end
-
-
-def _reads(module: nn.Module, inputs: tuple[Any, ...], batch_rows: int) -> tuple[Tensor, Tensor]:
-    """Returns (row of the batch, row of the table), each (m,), of every lookup that has a gradient."""
-    ids = inputs[0]
-    if isinstance(module, nn.Embedding):
-        lengths = torch.full((len(ids),), ids[0].numel() if len(ids) else 0, device=ids.device)
-    elif isinstance(module, FusedTable):
-        lengths = inputs[1][:: module.fields].diff()
-    else:
-        lengths = torch.cat([inputs[1], inputs[1].new_tensor([len(ids)])]).diff()
-    if len(lengths) != batch_rows:
-        raise UnsupportedModel(
-            f"a {type(module).__name__} is called with {len(lengths)} rows for a batch of {batch_rows}: the first "
-            "dimension of what a table reads must be the batch's rows"
-        )
-    ids, readers = ids.flatten(), torch.repeat_interleave(lengths)
-    skipped = getattr(module, "padding_idx", None)
-    real = slice(None) if skipped is None else ids != skipped
-    return readers[real], ids[real]
-
-
-def _nonzero(counts: Tensor, weight: Tensor) -> SparseSum:
-    ids = torch.nonzero(counts).flatten()
-    return SparseSum(ids.to(weight.device), counts[ids][:, None].to(weight.device), len(counts))
