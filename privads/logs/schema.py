@@ -244,7 +244,7 @@ class Schema(_Facts):
                 )
 
     def _histories(self) -> dict[str, History]:
-        fields = {**self.numeric, **self.categorical}
+        fields: dict[str, Numeric | Categorical] = {**self.numeric, **self.categorical}
         return {name: field.history for name, field in fields.items() if field.history is not None}
 
     def _owner(self) -> str:

@@ -56,7 +56,8 @@ class ClippedSums:
 
 
 def _added(one: Mapping[Tensor, Any], two: Mapping[Tensor, Any]) -> dict[Tensor, Any]:
-    return {key: one[key] + two[key] if key in one and key in two else (one | two)[key] for key in {**one, **two}}
+    both = {key: one[key] + two[key] for key in one if key in two}
+    return {**one, **two, **both}
 
 
 @dataclass(frozen=True, eq=False)
