@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from privads.training.refusals import UnsupportedModel, layer_name, refuse_layers
-from privads.training.rules import RULES, Contribution, Lookups, per_sample
-from privads.training.tables import TABLES, SparseSum, positional
+from privads.training.rules import RULES, TABLE_RULES, Contribution, Lookups, Rule, per_sample
+from privads.training.tables import TABLES, RunsOfBatch, SparseSum, positional
 
 __all__ = ["ClippedSums", "UnitGradients", "UnsupportedModel"]
 
@@ -84,6 +84,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
 
     def __init__(self, model: nn.Module) -> None:
         self._calls: list[_Call] = []
+        self.runs_of = RunsOfBatch()
         self._samplers: dict[nn.Module, Any] = {}
         refuse_layers(model)
         try:
@@ -98,7 +99,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         """Attach one forward hook to every layer with parameters of its own."""
         self.autograd_grad_sample_hooks = self._module.autograd_grad_sample_hooks = []
         for module in self.iterate_submodules(self._module):
-            if type(module) not in RULES:
+            if type(module) not in RULES and type(module) not in TABLE_RULES:
                 sampler = self.GRAD_SAMPLERS.get(type(module))
                 if sampler is None:
                     prepare_layer(module, batch_first=True)
@@ -109,7 +110,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
         """Yields the layers with parameters of their own; those with a rule, or handled whole, are not entered."""
-        if type(module) in RULES:
+        if type(module) in RULES or type(module) in TABLE_RULES:
             yield module
             return
         yield from super().iterate_submodules(module)
@@ -135,6 +136,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
     def forget(self) -> None:
         """Drop what was kept of earlier calls."""
         self._calls.clear()
+        self.runs_of.forget()
 
     def clipped_sums(
         self,
@@ -195,9 +197,14 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
             by_module.setdefault(call.module, []).append((inputs, _full(gradient.detach())))
         found = []
         for module, uses in by_module.items():
-            rule = RULES.get(type(module)) or partial(per_sample, sampler=self._samplers[module])
-            found.append(rule(module, uses, owners, units))
+            found.append(self._rule_of(module)(module, uses, owners, units))
         return found
+
+    def _rule_of(self, module: nn.Module) -> Rule:
+        if type(module) in TABLE_RULES:
+            rule = TABLE_RULES[type(module)]
+            return lambda module, uses, owners, units: rule(module, uses, owners, units, self.runs_of)
+        return RULES.get(type(module)) or partial(per_sample, sampler=self._samplers[module])
 
     def _refuse_uncovered(self, model: nn.Module) -> None:
         owner: dict[nn.Parameter, nn.Module] = {}

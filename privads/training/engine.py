@@ -176,7 +176,7 @@ class PrivateEngine:
         if plan.table_noise == "dense":
             return None
         if plan.table_noise == "lazy":
-            return LazyTables(model, optimizer, plan, self.randomness)
+            return LazyTables(model, optimizer, plan, self.randomness, self._gradients.runs_of)
         select = selection(plan, _rows_of_tables(model), self.randomness)
         return SelectedTables(model, optimizer, self.randomness, batch=plan.batch, select=select)
 

@@ -44,6 +44,9 @@ class Contribution(Protocol):
 
 Rule = Callable[[Any, Uses, Tensor, int], Contribution]
 
+RunsOf = Callable[[Tensor], Runs]
+TableRule = Callable[[Any, Uses, Tensor, int, RunsOf], Contribution]
+
 
 @dataclass(frozen=True, eq=False)
 class _Outer:
@@ -62,12 +65,12 @@ class _Outer:
     def squared_norms(self) -> Tensor:
         # ||sum_m b_m a_m^T||^2 = sum over pairs m, n of one unit: (a_m . a_n) (b_m . b_n)   (the Gram identity)
         extra = 1.0 if self.bias is not None else 0.0  # the bias is a weight whose input is always 1
-        sizes = ((_squares(self.inputs) + extra) * _squares(self.outputs)).sqrt()  # ||b_m a_m^T||
+        squares = (_squares(self.inputs) + extra) * _squares(self.outputs)  # ||b_m a_m^T||^2
+        if len(self.owners) <= self.units and _strictly_ascending(self.owners):  # at most one for each unit
+            return _sum_by(squares, self.owners, self.units) * (1 + ROUNDING)
         counts = torch.bincount(self.owners, minlength=self.units)
-        longest = int(counts.max()) if len(counts) else 0
-        ceiling = _sum_by(sizes, self.owners, self.units).square()
-        if longest <= 1:
-            return ceiling * (1 + ROUNDING)
+        longest = int(counts.max())
+        ceiling = _sum_by(squares.sqrt(), self.owners, self.units).square()
         places = self._places(counts, longest)
         a, b = (self._padded(values, places, longest) for values in (self.inputs, self.outputs))
         gram = (torch.bmm(a, a.mT) + extra) * torch.bmm(b, b.mT)  # (units, longest, longest)
@@ -112,9 +115,9 @@ class Lookups:
     """A table whose gradient at row i is ``sum over lookups m with id_m = i of weight_m g_{bag_m}``.
 
     ids: (m,). bags: (m,), or None where lookup m is bag m. weights: (m,), or None for 1. gradients g: (bags, dim).
-    owners: (bags,). One id may occur often in a unit: its lookups are added before squaring (Opacus's sampler of bags
-    drops repeats, and its norm of a padded embedding counts the padding). Lookups are sorted once, by owner and then by
-    id, for norms and sums.
+    owners: (bags,), the same for ``bags_per_row`` bags side by side. One id may occur often in a unit: its lookups are
+    added before squaring (Opacus's sampler of bags drops repeats, and its norm of a padded embedding counts the
+    padding). Lookups are sorted once, by owner and then by id, for norms and sums.
     """
 
     table: Tensor
@@ -124,6 +127,8 @@ class Lookups:
     gradients: Tensor
     owners: Tensor
     units: int
+    runs_of: RunsOf
+    bags_per_row: int = 1
 
     def _by_lookup(self, values: Tensor) -> Tensor:
         """Returns (m,) for each lookup what ``values`` (bags,) says of its bag."""
@@ -133,7 +138,7 @@ class Lookups:
     def _runs(self) -> Runs:
         owners = self._by_lookup(self.owners)
         if _ascending(owners):
-            return Runs.of(self.ids)
+            return self.runs_of(self.ids)
         by_owner = torch.argsort(owners, stable=True)
         runs = Runs.of(self.ids[by_owner])
         return Runs(runs.keys, by_owner[runs.order], runs.starts)
@@ -141,7 +146,7 @@ class Lookups:
     @cached_property
     def _repeats(self) -> Tensor:
         """(m,) bool, in the order of runs: whether the lookup before is of the same unit and the same id."""
-        repeats = _same_as_before(self._by_lookup(self.owners)[self._runs.order])
+        repeats = _same_as_before(self._by_lookup(self.owners).index_select(0, self._runs.order))
         repeats[self._runs.starts] = False
         return repeats
 
@@ -160,11 +165,14 @@ class Lookups:
 
     def squared_norms(self) -> Tensor:
         """(units,) squared norm of each unit's gradient, rounded up."""
-        owners, order = self._by_lookup(self.owners), self._runs.order
+        repeats, order, owners = self._repeats, self._runs.order, self._by_lookup(self.owners)
+        rows = len(self.gradients) // max(self.bags_per_row, 1)
+        if self.bags is None and self.weights is None and not bool(repeats.any()):
+            by_row = _squares(self.gradients.view(rows, -1)).double()
+            return _sum_by(by_row, self.owners[:: self.bags_per_row], self.units) * (1 + ROUNDING)
         squares = self._by_lookup(_squares(self.gradients)).double()  # a unit may have any number of lookups
         if self.weights is not None:
             squares = squares * self.weights.square()
-        repeats = self._repeats
         if not bool(repeats.any()):
             return _sum_by(squares, owners, self.units) * (1 + ROUNDING)
         several = repeats.clone()
@@ -190,7 +198,8 @@ class Lookups:
             return
         by_bag = factors[self.owners]
         bags, weights = self._by_lookup_number(self._runs.order)
-        both = by_bag[bags] if weights is None else by_bag[bags] * weights
+        both = by_bag.index_select(0, bags)
+        both = both if weights is None else both * weights
         gradients = _without_dropped(self.gradients, by_bag)
         sums = sums_of_runs(gradients, bags, self._runs.starts, both.to(gradients.dtype))
         yield self.table, SparseSum(self._runs.keys, sums, len(self.table))
@@ -200,7 +209,7 @@ _Part = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
 """One use of a table: ids, bags, weights, gradients and owners of `Lookups`."""
 
 
-def fused_table(module: FusedTable, uses: Uses, owners: Tensor, units: int) -> Contribution:
+def fused_table(module: FusedTable, uses: Uses, owners: Tensor, units: int, runs_of: RunsOf) -> Contribution:
     """The rule of `FusedTable`: bag (row, field) of any length hands its gradient to each of its ids."""
     parts: list[_Part] = []
     for (ids, offsets), gradient in uses:
@@ -208,10 +217,10 @@ def fused_table(module: FusedTable, uses: Uses, owners: Tensor, units: int) -> C
         lengths = offsets.diff()
         bags = None if bool((lengths == 1).all()) else torch.repeat_interleave(lengths)
         parts.append((ids, bags, None, gradient.reshape(-1, module.dim), by_bag))
-    return _lookups(module.weight, parts, units)
+    return _lookups(module.weight, parts, units, runs_of, bags_per_row=module.fields)
 
 
-def embedding(module: nn.Embedding, uses: Uses, owners: Tensor, units: int) -> Contribution:
+def embedding(module: nn.Embedding, uses: Uses, owners: Tensor, units: int, runs_of: RunsOf) -> Contribution:
     """The rule of `nn.Embedding` on (rows, ...): the padding row has no gradient."""
     parts: list[_Part] = []
     for (ids, *_), gradient in uses:
@@ -221,10 +230,10 @@ def embedding(module: nn.Embedding, uses: Uses, owners: Tensor, units: int) -> C
             flat = flat[bags]
         by_bag = _each_repeated(owners, ids.numel() // max(len(owners), 1))
         parts.append((flat, bags, None, gradient.reshape(-1, module.embedding_dim), by_bag))
-    return _lookups(module.weight, parts, units)
+    return _lookups(module.weight, parts, units, runs_of)
 
 
-def embedding_bag(module: nn.EmbeddingBag, uses: Uses, owners: Tensor, units: int) -> Contribution:
+def embedding_bag(module: nn.EmbeddingBag, uses: Uses, owners: Tensor, units: int, runs_of: RunsOf) -> Contribution:
     """The rule of `nn.EmbeddingBag`, sum or mean, called as (ids, offsets[, per_sample_weights]): one bag a row."""
     if module.mode not in ("sum", "mean") or module.include_last_offset:
         raise NotImplementedError("nn.EmbeddingBag is supported with mode sum or mean, and without include_last_offset")
@@ -239,21 +248,21 @@ def embedding_bag(module: nn.EmbeddingBag, uses: Uses, owners: Tensor, units: in
         counted = _sum_by(real.to(gradient.dtype), bags, len(lengths)).clamp(min=1)
         share = gradient / counted[:, None] if module.mode == "mean" else gradient
         parts.append((ids[real], bags[real], weights[0][real] if weights else None, share, owners))
-    return _lookups(module.weight, parts, units)
+    return _lookups(module.weight, parts, units, runs_of)
 
 
-def _lookups(table: Tensor, parts: list[_Part], units: int) -> Lookups:
+def _lookups(table: Tensor, parts: list[_Part], units: int, runs_of: RunsOf, *, bags_per_row: int = 1) -> Lookups:
     if len(table) >= 1 << 31:
         raise NotImplementedError(f"a table of {len(table)} rows: split it into tables below 2^31 rows")
     if len(parts) == 1:
-        return Lookups(table, *parts[0], units)
+        return Lookups(table, *parts[0], units, runs_of, bags_per_row)
     every_bag, every_weight, before = [], [], 0
     for ids, bags, weights, gradients, _ in parts:
         every_bag.append(before + (torch.arange(len(ids), device=ids.device) if bags is None else bags))
         every_weight.append(torch.ones_like(ids, dtype=gradients.dtype) if weights is None else weights)
         before += len(gradients)
     ids, gradients, owners = (torch.cat([part[place] for part in parts]) for place in (0, 3, 4))  # type: ignore[misc]
-    return Lookups(table, ids, torch.cat(every_bag), torch.cat(every_weight), gradients, owners, units)
+    return Lookups(table, ids, torch.cat(every_bag), torch.cat(every_weight), gradients, owners, units, runs_of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,6 +314,9 @@ def layer_norm(module: nn.LayerNorm, uses: Uses, owners: Tensor, units: int) -> 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: linear,
     nn.LayerNorm: layer_norm,
+}
+
+TABLE_RULES: dict[type[nn.Module], TableRule] = {
     FusedTable: fused_table,
     nn.Embedding: embedding,
     nn.EmbeddingBag: embedding_bag,
@@ -318,6 +330,10 @@ def _sum_by(values: Tensor, groups: Tensor, count: int) -> Tensor:
 
 def _ascending(values: Tensor) -> bool:
     return bool((values[1:] >= values[:-1]).all())
+
+
+def _strictly_ascending(values: Tensor) -> bool:
+    return bool((values[1:] > values[:-1]).all())
 
 
 def _squares(values: Tensor) -> Tensor:

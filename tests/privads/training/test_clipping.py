@@ -13,7 +13,7 @@ from privads.models.layers import FusedTable
 from privads.training import rules
 from privads.training.clipping import UnitGradients, UnsupportedModel
 from privads.training.probe import check_shape
-from privads.training.tables import SparseSum
+from privads.training.tables import Runs, SparseSum
 
 ROWS = 12
 OWNERS = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3, 3, 3, 4, 5])  # ragged: 1 to 4 rows a unit
@@ -301,7 +301,9 @@ def test_owners_need_no_order_and_units_may_be_full(make: Callable[[], Case], or
 def test_a_table_whose_ids_need_more_than_32_bits_is_refused() -> None:
     table = nn.Embedding(2**31, 1, device="meta")
     with pytest.raises(NotImplementedError, match="split it into tables below"):
-        rules.embedding(table, [((torch.zeros(1, dtype=torch.int64),), torch.zeros(1, 1))], torch.zeros(1).long(), 1)
+        rules.embedding(
+            table, [((torch.zeros(1, dtype=torch.int64),), torch.zeros(1, 1))], torch.zeros(1).long(), 1, Runs.of
+        )
 
 
 def test_bags_without_an_id_have_no_sum() -> None:

@@ -140,6 +140,7 @@ def trained(log: Logs, plan: TrainPlan, plant: Callable[[LazyTables], None] = la
             total = torch.where((since <= step)[:, None], moved, total)
         return total
 
+    optimizer._drawn_together = 0  # each parameter's noise has a stream of its own
     engine.randomness.normal_like = dense  # type: ignore[assignment,method-assign]
     if engine._tables is not None:
         engine._tables._noise_owed = owed  # type: ignore[method-assign]
