@@ -44,6 +44,7 @@ class TrainJob:
             progress=progress,
             seed=self.config.run.seed,
             insecure_seed=self.config.run.insecure_seed,
+            secure=self.config.run.secure,
             config=self.config.model_dump(mode="json", by_alias=True, exclude_none=True),
         )
         run.save(self.out)

@@ -86,6 +86,7 @@ class RunTable(_Table):
     out: str | None = None
     seed: int = 0
     insecure_seed: int | None = None
+    secure: bool = False
 
 
 class RunConfig(_Table):

@@ -39,7 +39,8 @@ class PrivateEngine:
     >>> # run = engine.finish()
 
     ledger: may be left out only for data that the schema declares public. insecure_seed: makes batches and noise
-    repeatable, and is refused on data that are not public. purpose: what the ledger's entry says.
+    repeatable, and is refused on data that are not public. secure: noise against attacks on its floating-point numbers,
+    see `Randomness`. purpose: what the ledger's entry says.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class PrivateEngine:
         *,
         ledger: Ledger | None = None,
         insecure_seed: int | None = None,
+        secure: bool = False,
         purpose: str = "train",
     ) -> None:
         self.plan, self.ledger, self.purpose = plan, ledger, purpose
-        self.randomness = Randomness(insecure_seed=insecure_seed)
+        self.randomness = Randomness(insecure_seed=insecure_seed, secure=secure)
         self.steps_done = 0
         self._state: _State = "new"
         self._sums: ClippedSums | None = None
@@ -163,6 +165,7 @@ class PrivateEngine:
                 steps_done=self.steps_done,
                 seconds=time.monotonic() - self._started,
                 randomness=self.randomness.description,
+                floating_point=self.randomness.floating_point,
                 insecure_seed=self.randomness.insecure_seed,
                 optimizer=type(self._optimizer.original_optimizer).__name__,
                 learning_rate=float(groups[0]["lr"]),

@@ -55,6 +55,7 @@ class Facts:
     steps_done: int
     seconds: float
     randomness: str
+    floating_point: str
     insecure_seed: int | None
     optimizer: str
     learning_rate: float
@@ -207,7 +208,7 @@ class Run:
             noise_multiplier=plan.noise_multiplier if private else None,
             noise_std=plan.noise_multiplier * plan.clip_norm if private and plan.clip_quantile is None else None,
             randomness=self.facts.randomness,
-            floating_point="idealized: the proof is for real numbers; noise is drawn and added in float32",
+            floating_point=self.facts.floating_point,
         )
 
     def _assumptions(self) -> list[record.Assumption]:

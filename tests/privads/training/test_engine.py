@@ -594,3 +594,12 @@ def test_features_of_other_rows_are_refused_before_anything_is_charged(tmp_path:
     assert report.guarantee is not None
     assert "with the at most 2 later rows that its values enter" in report.guarantee.neighbors_definition
     assert ("asserted", "a row's values enter at most 2 later rows") in {(a.status, a.text) for a in report.assumptions}
+
+
+def test_a_secure_run_draws_all_its_noise_from_sums_and_says_so(log: Logs) -> None:
+    run = fit(Logistic(log.schema), log, small_plan(), secure=True)
+    mechanism = run.report().mechanism
+    assert "sum of four" in mechanism.randomness
+    assert "against attacks" in mechanism.floating_point
+    with pytest.raises(ValueError, match="leave out insecure_seed, or secure"):
+        PrivateEngine(small_plan(), insecure_seed=1, secure=True)

@@ -29,7 +29,7 @@ from privads.training.engine import PrivateEngine
 from privads.training.fit import fit
 from privads.training.plan import TrainPlan
 from privads.training.sampling import Draw
-from privads.training.tables import LazyTables, Runs, SparseSum, param_groups, sums_of_runs
+from privads.training.tables import LazyTables, Runs, RunsOfBatch, SparseSum, param_groups, sums_of_runs
 from tests.privads.training.helpers import logs, new_ledger, small_plan
 
 ALPHA = 1e-6
@@ -54,6 +54,27 @@ def test_runs_are_the_places_of_equal_keys_in_order() -> None:
     assert runs.order.tolist() == [1, 4, 0, 2, 5, 3]
     assert runs.starts.tolist() == [0, 2, 5]
     assert [len(one) for one in (Runs.of(torch.zeros(0)).keys, Runs.of(torch.zeros(0)).starts)] == [0, 0]
+
+
+def test_runs_of_a_batch_are_found_once_and_anew_when_the_keys_change() -> None:
+    runs_of, keys = RunsOfBatch(), torch.tensor([5, 2, 5])
+    first = runs_of(keys)
+    assert runs_of(keys.detach().flatten()) is first  # the same numbers in the same place
+    keys[0] = 2
+    assert runs_of(keys).keys.tolist() == [2, 5]
+    assert runs_of(torch.tensor([9, 9])).keys.tolist() == [9]
+    assert runs_of(keys[1:]).keys.tolist() == [2, 5]
+    runs_of.forget()
+    assert runs_of(keys) is not first
+
+
+def test_runs_found_by_numpy_are_those_that_torch_finds() -> None:
+    keys = torch.randint(0, 2**31 - 1, (1000,)).repeat(3)[torch.randperm(3000)]
+    ordered, order = torch.sort(keys, stable=True)
+    found = Runs.of(keys)
+    assert torch.equal(found.order, order)
+    assert torch.equal(found.keys, torch.unique(keys))
+    assert torch.equal(ordered[found.starts], found.keys)
 
 
 def test_sums_of_runs_are_weighted_sums_of_the_values_in_each() -> None:
