@@ -25,6 +25,7 @@ from privads.batch import Rows
 from privads.evaluation.metrics import TaskMetrics, evaluate
 from privads.logs.schema import Schema
 from privads.training.plan import TrainPlan
+from privads.training.resume import Resumption
 
 RELEASED = "final model"
 NEIGHBORS = "One data set has {unit} more than the other."
@@ -49,7 +50,7 @@ class Facts:
     """What the engine knows at the end of a run, for the report.
 
     loss_probed: the probe covered the loss. own_loop: the training loop was not `privads.fit`. own_parts: model or loss
-    is not privads's.
+    is not privads's. resumptions: the run went on from a checkpoint.
     """
 
     steps_done: int
@@ -62,6 +63,7 @@ class Facts:
     loss_probed: bool
     own_loop: bool = True
     own_parts: bool = True
+    resumptions: tuple[Resumption, ...] = ()
     split: str = "not stated"
     seed: int | None = None
 
@@ -252,6 +254,13 @@ class Run:
             said.append(say("asserted", text, "the author of the model or the loss"))
         else:
             said.append(say("enforced", "nothing computed from rows is shown while training", "privads.fit"))
+        for one in facts.resumptions:
+            if one.entry is not None:
+                text = f"resumed after step {one.step}: the steps after it were charged again, as entry {one.entry}"
+                said.append(say("enforced", text, "Ledger"))
+            else:
+                text = f"resumed after step {one.step} under the run's own charge, which one process can do once"
+                said.append(say("enforced", text, "Ledger, by a single-use lease"))
         if facts.steps_done < plan.steps:
             text = f"the loop ended after {facts.steps_done} of {plan.steps} steps for a reason that is not in the rows"
             said.append(say("asserted", text, "the author of the training loop"))
