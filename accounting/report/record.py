@@ -65,6 +65,51 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, from_attributes=True)
 
 
+class StartedFrom(_Record):
+    """A run whose weights another one began with. What it cost was charged on its own, and is stated here.
+
+    ``epsilon``, ``delta``, ``unit``, ``neighbors``: None for a run without privacy. ``entry``, ``head``: of the ledger
+    that it was charged to; ``same_ledger``: it is the ledger of the run that went on, and it holds that entry.
+    """
+
+    run: Text
+    dataset: Text
+    public: bool
+    verdict: Verdict
+    epsilon: Amount | None = None
+    delta: Delta | None = None
+    unit: Text | None = None
+    neighbors: Neighbors | None = None
+    entry: Text | None = None
+    head: Text | None = None
+    same_ledger: bool = False
+
+    @model_validator(mode="after")
+    def _whole_or_none(self) -> Self:
+        terms = (self.epsilon, self.delta, self.unit, self.neighbors)
+        if any(one is None for one in terms) and any(one is not None for one in terms):
+            raise ValueError("epsilon, delta, unit and neighbors of an earlier run are stated together or not at all")
+        if self.same_ledger and self.entry is None:
+            raise ValueError("an earlier run that was charged to no ledger has none in common with this one")
+        return self
+
+    @property
+    def cost(self) -> str:
+        """What it was charged, in one phrase."""
+        if self.epsilon is None or self.unit is None or self.neighbors is None:
+            return "no privacy"
+        released = "its final model"
+        return bound(self.epsilon, delta=self.delta, unit=self.unit, neighbors=self.neighbors, released=released)
+
+    @property
+    def charged(self) -> str:
+        """Where it was charged, in one phrase."""
+        if self.entry is None:
+            return "charged to no ledger"
+        which = "the same ledger" if self.same_ledger else f"another ledger (head {self.head or NOT_STATED})"
+        return f"charged as entry {self.entry} of {which}"
+
+
 class Run(_Record):
     """Which run this is, and what is needed to repeat it."""
 
@@ -80,6 +125,13 @@ class Run(_Record):
     """Makes noise and batches repeatable. Whoever knows it can subtract the noise."""
     config: Json
     """The exact configuration; a password inside a URL is replaced by stars."""
+    started_from: tuple[StartedFrom, ...] = ()
+    """The run whose weights this one began with, the run that that one had begun with, and so on."""
+
+    @property
+    def costs_before(self) -> bool:
+        """Whether an earlier run that cost something is in the weights that this one began with."""
+        return any(one.epsilon is not None for one in self.started_from)
 
 
 class Accountant(_Record):
@@ -380,9 +432,11 @@ class Report(_Record):
     @property
     def headline_parts(self) -> Headline:
         """The headline before it is joined to one line."""
-        public = (f"public data ({self.data.dataset})",) if self.data.public else ()
+        about = [f"goes on from run {one.run}, which is not counted here" for one in self.run.started_from[:1]]
+        if self.data.public:
+            about.append(f"public data ({self.data.dataset})")
         if self.guarantee is None:
-            return Headline((), "NOT PRIVATE", ("trained without differential privacy", *public))
+            return Headline((), "NOT PRIVATE", ("trained without differential privacy", *about))
         violated, asserted = self.with_status("violated"), self.with_status("asserted")
         warnings = []
         notes = []
@@ -395,7 +449,7 @@ class Report(_Record):
             notes.append(f"rests on {_counted(asserted, 'asserted')}")
         if not self.assumptions:
             notes.append("its assumptions are not stated")
-        return Headline(tuple(warnings), self.guarantee.phrase(), (*notes, *public))
+        return Headline(tuple(warnings), self.guarantee.phrase(), (*notes, *about))
 
     @computed_field  # type: ignore[prop-decorator]
     @property
