@@ -16,6 +16,7 @@ from privads.training.checkpoint import check_writable
 from privads.training.fit import Progress, fit
 from privads.training.plan import TrainPlan
 from privads.training.run import Run
+from privads.training.start import check_start, start_of
 
 KEPT_ROWS = "rows"
 """The folder beside the run folder for rows that are kept."""
@@ -32,6 +33,7 @@ class TrainJob:
     plan: TrainPlan
     ledger: Ledger | None
     out: Path
+    start: Path | None = None
 
     def run(self, *, progress: Progress | None = None) -> Run:
         """Returns the finished run, saved to its folder."""
@@ -46,6 +48,7 @@ class TrainJob:
             insecure_seed=self.config.run.insecure_seed,
             secure=self.config.run.secure,
             config=self.config.model_dump(mode="json", by_alias=True, exclude_none=True),
+            start=self.start,
         )
         run.save(self.out)
         return run
@@ -63,11 +66,14 @@ def prepare(config: RunConfig) -> TrainJob:
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
         model = build(config.model.name, schema, config.model.model_extra)
+    start = None if config.run.start is None else Path(config.run.start)
+    if start is not None:
+        check_start(start_of(start), model, schema)
     ledger = None if config.ledger is None or config.plan.without_privacy else Ledger.open(config.ledger.url)
     if ledger is not None:
         ledger.balance(schema.dataset)  # an unknown data set is refused here, before the noise is calibrated
     plan = make_plan(config.plan, schema)
-    return TrainJob(config=config, train=train, test=test, model=model, plan=plan, ledger=ledger, out=out)
+    return TrainJob(config=config, train=train, test=test, model=model, plan=plan, ledger=ledger, out=out, start=start)
 
 
 def make_plan(table: PlanTable, schema: Schema) -> TrainPlan:

@@ -81,9 +81,10 @@ class PlanTable(_Table):
 
 
 class RunTable(_Table):
-    """Where the run folder goes, and the seed of initial weights and bootstrap."""
+    """Where the run folder goes, the run it starts from, and the seed of initial weights and bootstrap."""
 
     out: str | None = None
+    start: str | None = None
     seed: int = 0
     insecure_seed: int | None = None
     secure: bool = False
@@ -127,6 +128,9 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(table.get("schema"), str) and (folder / table["schema"]).is_file():
             table["schema"] = str(folder / table["schema"])
         result["data"] = table
+    run = result.get("run")
+    if isinstance(run, dict) and isinstance(run.get("start"), str):
+        result["run"] = {**run, "start": str(folder / run["start"])}
     ledger = result.get("ledger")
     if isinstance(ledger, dict) and isinstance(ledger.get("url"), str) and ledger["url"].startswith(SQLITE):
         result["ledger"] = {**ledger, "url": f"{SQLITE}{folder / ledger['url'].removeprefix(SQLITE)}"}

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from accounting.report.fields import Verdict
 from accounting.report.phrase import NOT_STATED, bound
 from accounting.report.record import (
     Assumption,
@@ -21,11 +22,10 @@ from accounting.report.record import (
     LedgerBudget,
     Report,
     Scores,
-    StartedFrom,
     Status,
     TaskMetrics,
-    Verdict,
 )
+from accounting.report.started import StartedFrom
 
 Row = tuple[str, ...]
 

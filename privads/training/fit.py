@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from privads.training.engine import PrivateEngine
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss
 from privads.training.run import Run, check_same_data
+from privads.training.start import go_on, start_of
 
 Progress = Callable[[TrainPlan], AbstractContextManager[Callable[[int], None]]]
 """Shows how far a run is: it is given the plan and then the number of steps done, and never a batch."""
@@ -36,6 +38,7 @@ def fit(
     insecure_seed: int | None = None,
     secure: bool = False,
     config: Mapping[str, Any] | None = None,
+    start: Run | str | Path | None = None,
 ) -> Run:
     """Returns the run that trains ``model`` on ``train`` as ``plan`` says, evaluated on ``test`` where it is given.
 
@@ -43,14 +46,17 @@ def fit(
     loss: (outputs, batch) -> (rows,); by default the log loss summed over tasks. optimizer: by default
     `default_optimizer`. seed: of the bootstrap. insecure_seed: repeatable batches and noise, on public data only.
     secure: noise against attacks on its floating-point numbers, see `privads.noise.Randomness`.
+    start: an earlier run, or the folder of one, whose weights this one begins with; model, fields and labels must
+    match. Its cost stays where it was charged, and the report names it beside this run's own figure.
     """
     if test is not None:
         check_same_data(train.schema, test.schema)
         test.check()
+    earlier = () if start is None else go_on(start_of(start), model, train.schema, ledger)
     chosen_loss: Loss = losses.per_row if loss is None else loss
     inner = default_optimizer(model, plan) if optimizer is None else optimizer
     schedule = warm_up(inner, plan) if optimizer is None else None
-    purpose = f"train {type(model).__name__}"
+    purpose = f"train {type(model).__name__}" + (f", from run {earlier[0].run}" if earlier else "")
     engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, secure=secure, purpose=purpose)
     model, private, batches = engine.make_private(model, inner, train, loss=chosen_loss)
     with contextlib.nullcontext(_say_nothing) if progress is None else progress(plan) as show:
@@ -71,7 +77,8 @@ def fit(
         split=f"training: {train.split_text}",
         seed=seed,
     )
-    run = dataclasses.replace(run, facts=facts, config=dict(config or {"data": {"path": train.path}}))
+    config = dict(config or {"data": {"path": train.path}})
+    run = dataclasses.replace(run, facts=facts, config=config, started_from=earlier)
     return run if test is None else run.evaluated_on(test, seed=seed)
 
 

@@ -334,3 +334,43 @@ def test_the_encoded_rows_are_kept_only_where_asked_for(with_budget: Path) -> No
     kept = with_budget / "b" / "rows"
     assert kept.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in kept.iterdir()} == {0o600}
+
+
+def test_a_run_starts_from_an_earlier_ones_folder(with_budget: Path, tmp_path: Path) -> None:
+    """Paths in the file are relative to its folder, those of --set to the working directory."""
+    assert privads(with_budget, "train", "run.toml", "--out", "runs/monday", "--quiet").returncode == 0
+    monday = json.loads((with_budget / "runs/monday/report.json").read_text())
+    run_toml = with_budget / "run.toml"
+    run_toml.write_text(f'{RUN_TOML}[run]\nstart = "runs/monday"\n')
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = privads(elsewhere, "train", str(run_toml), "--out", str(with_budget / "runs/tuesday"), "--quiet", "--json")
+    assert done.returncode == 0, done.stderr
+    (start,) = json.loads(done.stdout)["run"]["started_from"]
+    assert (start["run"], start["entry"], start["same_ledger"]) == (
+        monday["run"]["id"],
+        monday["budget"]["entry"],
+        True,
+    )
+    assert spent(with_budget) == pytest.approx(6.0, abs=0.1)
+    page = privads(with_budget, "report", "runs/tuesday")
+    assert f"started from | run {monday['run']['id']}" in page.stdout
+    wrong = ("--set", "run.start=runs/monday", "--quiet")
+    refused(privads(elsewhere, "train", str(run_toml), *wrong), 2, "runs/monday is not a run folder")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("run.start=nowhere", ("nowhere is not a run folder", "model.json")),
+        ("model.name=dcn", ("cannot start from run", "'logistic', this one 'dcn'")),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_before_the_charge(
+    with_budget: Path, setting: str, words: tuple[str, ...]
+) -> None:
+    privads(with_budget, "train", "run.toml", "--out", "runs/monday", "--quiet")
+    before = spent(with_budget)
+    started = ("--set", "run.start=runs/monday", "--set", setting)
+    refused(privads(with_budget, "train", "run.toml", *started), 2, *words)
+    assert spent(with_budget) == before

@@ -17,9 +17,9 @@ from accounting.report.record import (
     Report,
     Run,
     Scores,
-    StartedFrom,
     TaskMetrics,
 )
+from accounting.report.started import StartedFrom
 
 
 def report(**blocks: Any) -> Report:
