@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ class PrivateEngine:
         self._lease: str | None = None
         self._run_entry: int | None = None
         self._resumptions: tuple[Resumption, ...] = ()
+        self.note: Mapping[str, Any] = {}
 
     def make_private(
         self,
@@ -115,11 +116,12 @@ class PrivateEngine:
         self._state = "ready"
         return model, self._optimizer, Batches(self)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, note: Mapping[str, Any] | None = None) -> None:
         """Write a working checkpoint, from which `make_private` resumes this run, in place of an earlier one.
 
         It is a secret, see `privads.training.working`. Between two steps only, and with balls in bins between two
-        epochs, as a fresh deal in the middle of one would put units into two of its batches.
+        epochs, as a fresh deal in the middle of one would put units into two of its batches. note: what the loop wants
+        to find in ``engine.note`` when it goes on, as `working.write` takes it.
         """
         self._expect("ready", "a checkpoint is made between two steps")
         if self._within:
@@ -144,6 +146,7 @@ class PrivateEngine:
             entry=None if self.entry is None else self._run_entry,
             lease=self._lease,
             resumptions=self._resumptions,
+            note=note or {},
         )
         weights = {**self.model.state_dict(), **self._kept}  # flushed, and without what the loop wrote to buffers
         inner = self._optimizer.original_optimizer
@@ -240,7 +243,7 @@ class PrivateEngine:
             raise ValueError("a resumed run takes fresh randomness: leave out insecure_seed")
         standing = resume.unpacked(working.read(path), self.plan, rows.schema, model, optimizer)
         device = next(model.parameters()).device
-        self.steps_done, self._clip.now = standing.steps_done, standing.clip_norm
+        self.steps_done, self._clip.now, self.note = standing.steps_done, standing.clip_norm, standing.note
         self._average = [one.to(device) for one in standing.average]
         return standing
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class Standing:
     """Where a run stands between two steps, beside its model and optimizer.
 
     used: which units a truncated sampler uses, None for all. selected: per table the rows that were chosen once, None
-    where none were. lease: the ledger's secret by which one process may go on under ``entry``.
+    where none were. lease: the ledger's secret by which one process may go on under ``entry``. note: the training
+    loop's own.
     """
 
     steps_done: int
@@ -41,6 +42,7 @@ class Standing:
     entry: int | None = None
     lease: str | None = None
     resumptions: tuple[Resumption, ...] = ()
+    note: Mapping[str, Any] = field(default_factory=dict)
 
 
 def packed(

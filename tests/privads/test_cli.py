@@ -14,6 +14,7 @@ import pytest
 
 from accounting.ledger import Ledger
 from privads import cli
+from privads.training.engine import PrivateEngine
 from tests.privads.training.helpers import write_log
 
 ADS_TOML = """\
@@ -374,3 +375,37 @@ def test_a_start_that_cannot_be_is_refused_before_the_charge(
     started = ("--set", "run.start=runs/monday", "--set", setting)
     refused(privads(with_budget, "train", "run.toml", *started), 2, *words)
     assert spent(with_budget) == before
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint_for_nothing(
+    with_budget: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_toml = with_budget / "run.toml"
+    run_toml.write_text(f'{RUN_TOML}[run]\ncheckpoint = "secret/run.checkpoint"\ncheckpoint_every = 1\n')
+    backward, calls = PrivateEngine.backward, []
+
+    def interrupted(self: PrivateEngine, losses: object) -> None:
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        backward(self, losses)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PrivateEngine, "backward", interrupted)
+    started = ("train", "run.toml", "--out", "run", "--quiet")
+    refused(privads(with_budget, *started), 130, "interrupted", "go on with --resume")
+    kept = with_budget / "secret" / "run.checkpoint"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    before = spent(with_budget)
+    refused(privads(with_budget, *started), 2, "holds the checkpoint of an interrupted run")
+    done = privads(with_budget, *started, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert spent(with_budget) == before
+    assert not kept.exists()
+    assert "resumed after step 2 under the run's own charge" in privads(with_budget, "report", "run").stdout
+
+
+def test_a_checkpoint_that_would_be_handed_out_or_is_not_named_is_refused(with_budget: Path) -> None:
+    inside = ("--set", "run.checkpoint=run/secret", "--out", "run")
+    refused(privads(with_budget, "train", "run.toml", *inside), 2, "run/secret", "handed")
+    refused(privads(with_budget, "train", "run.toml", "--resume"), 2, "run.checkpoint")
+    assert spent(with_budget) == 0

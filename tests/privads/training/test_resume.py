@@ -1,5 +1,6 @@
 """A resumed run goes on as if nothing had happened, with fresh randomness, and pays for every execution."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from privads.models import DCN, Logistic, losses
 from privads.noise import Randomness
 from privads.training import working
 from privads.training.engine import PrivateEngine
+from privads.training.fit import Checkpoint, fit
 from privads.training.plan import TrainPlan
 from privads.training.run import Run
 from privads.training.tables import LazyTables
@@ -147,7 +149,18 @@ def test_a_checkpoint_holds_no_state_of_a_generator(tmp_path: Path, checkpoint: 
     log = logs(tmp_path)
     killed(log, small_plan(steps=STEPS), save=checkpoint)
     state = working.read(checkpoint)
-    known = {"steps_done", "seconds", "clip_norm", "average", "used", "selected", "entry", "lease", "resumptions"}
+    known = {
+        "steps_done",
+        "seconds",
+        "clip_norm",
+        "average",
+        "used",
+        "selected",
+        "entry",
+        "lease",
+        "resumptions",
+        "note",
+    }
     assert set(state) == known | {"plan", "schema", "optimizer_kind", "weights", "optimizer"}
 
 
@@ -381,3 +394,66 @@ def test_what_was_counted_and_selected_once_is_not_done_again(
     assert len(engine._source.sampler.among) == USERS // 2  # type: ignore[attr-defined]
     rest = plan.event_of_rest(KILLED_AFTER)
     assert rest.count == STEPS - KILLED_AFTER
+
+
+# Through fit
+
+
+def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    backward, calls = PrivateEngine.backward, []
+
+    def planted(self: PrivateEngine, found: Tensor) -> None:
+        calls.append(0)
+        if len(calls) == step:
+            raise Killed
+        backward(self, found)
+
+    monkeypatch.setattr(PrivateEngine, "backward", planted)
+
+
+@pytest.mark.parametrize("table_noise", ["dense", "lazy"])
+@pytest.mark.usefixtures("silent")
+def test_fit_goes_on_with_its_schedule_and_removes_the_checkpoint(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, table_noise: str
+) -> None:
+    log, plan = logs(tmp_path), dataclasses.replace(whole_batches(table_noise=table_noise), steps=6)
+    monkeypatch.setattr("privads.training.defaults.WARM_UP", 1.0)  # every step has another learning rate
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return DCN(log.schema)
+
+    expected = fit(model(), log, plan)
+    interrupted_at(5, monkeypatch)
+    first = Checkpoint(path=checkpoint, every=2)
+    with pytest.raises(Killed):
+        fit(model(), log, plan, checkpoint=first)
+    assert working.read(checkpoint)["steps_done"] == 4
+    with pytest.raises(CheckpointError, match="resume it, or remove the file to start anew"):
+        fit(model(), log, plan, checkpoint=first)
+    found = fit(model(), log, plan, checkpoint=dataclasses.replace(first, resume=True))
+    assert torch.allclose(weights(found), weights(expected), atol=1e-6)
+    assert not checkpoint.exists()
+
+
+def test_fit_resumes_under_the_runs_own_charge_and_remembers_what_it_started_from(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, ledger = private(tmp_path)
+    plan = small_plan(steps=STEPS)
+    monday = fit(DCN(log.schema), log, plan, ledger=ledger)
+    interrupted_at(4, monkeypatch)
+    kept = Checkpoint(path=checkpoint, every=1, resume=True)  # there is none yet: the run begins
+    with pytest.raises(Killed):
+        fit(DCN(log.schema), log, plan, ledger=ledger, start=monday, checkpoint=kept)
+    tuesday = fit(DCN(log.schema), log, plan, ledger=ledger, start=monday, checkpoint=kept)
+    assert [one.state for one in ledger.history("small")] == ["committed", "committed"]
+    assert [one.run for one in tuesday.started_from] == [monday.id]
+
+
+def test_a_checkpoint_of_a_seeded_run_is_refused_before_it_begins(tmp_path: Path, checkpoint: Path) -> None:
+    log = logs(tmp_path)
+    with pytest.raises(ValueError, match="repeated, not resumed"):
+        fit(DCN(log.schema), log, small_plan(), insecure_seed=1, checkpoint=Checkpoint(path=checkpoint))
+    with pytest.raises(ValueError, match="every must be a whole number of steps"):
+        Checkpoint(path=checkpoint, every=0)
