@@ -267,7 +267,7 @@ def growth_figures(sizes: Sequence[int], batches: Sequence[int], *, repetitions:
 
 
 def user_figures(size: int, *, repetitions: int) -> Iterator[Figure]:
-    """Yields the step under unit user, of 8 examples each and of 1 to 15, against that under unit example on as many."""
+    """Yields the step under unit user, of 8 examples or of 1 to 15, against that under unit example on as many."""
     for kind in ("", "_ragged"):
         workload = Workload(table_rows=size, ragged=bool(kind))
         rows = InMemory(workload)
