@@ -67,6 +67,7 @@ class PlanTable(_Table):
     most_units: int | None = Field(default=None, gt=0)
     rows_at_once: int | None = Field(default=None, gt=0)
     records: int = Field(default=1, gt=0)
+    combined: Literal["sum", "mean"] = "sum"
     clipping: Literal["flat", "per-group"] = "flat"
     clip_quantile: float | None = Field(default=None, gt=0, lt=1)
     selection_noise_multiplier: float | None = Field(default=None, gt=0)

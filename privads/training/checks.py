@@ -21,6 +21,12 @@ def check_before(
     rows: Rows,
 ) -> None:
     """Raises ValueError where plan, data, ledger, model and optimizer do not go together."""
+    if not all(hasattr(rows, name) for name in ("schema", "take")):  # asking for units would read rows
+        raise ValueError(
+            f"a {type(rows).__name__} is no source of rows that can be sampled as the plan says: its own batches, "
+            "shuffled or in order, would cost several times the epsilon of the plan's; pass Logs, or your own "
+            "privads.Rows"
+        )
     schema = rows.schema
     if plan.budget is None and not schema.public:
         raise ValueError(

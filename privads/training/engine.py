@@ -169,6 +169,9 @@ class PrivateEngine:
         if part.rows < len(losses):  # padding has no gradient, whatever the loss says of it
             real = torch.arange(len(losses), device=losses.device) < part.rows
             losses = torch.where(real, losses, torch.zeros_like(losses))
+        if plan.combined == "mean":
+            owned = torch.bincount(part.owners[: part.rows], minlength=part.units).clamp(min=1)
+            losses = losses / owned[part.owners]
         found = self._gradients.clipped_sums(
             losses,
             part.owners,

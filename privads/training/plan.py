@@ -18,6 +18,9 @@ Sampler = Literal["poisson", "truncated-poisson", "balls-in-bins"]
 TableNoise = Literal["dense", "lazy", "adafest", "fest"]
 """`privads.training.tables` says what the first two mean, `privads.training.selection` the others."""
 
+Combined = Literal["sum", "mean"]
+"""What is clipped of a unit with several rows in a batch: the sum of their gradients, or their mean."""
+
 Clipping = Literal["flat", "per-group"]
 """One bound on a unit's whole gradient, or ``1 / sqrt(2)`` of it each on its part in tables and in the network."""
 
@@ -48,6 +51,8 @@ class TrainPlan:
     once; population and batch then count rows. Under unit `example` it is one more than the later rows that a row's
     value enters, see `Schema.check_history`. The event is `accounting.mechanisms.user_level` of that of single rows.
 
+    combined: "mean" clips the mean over a unit's rows in place of their sum, so that units with many rows weigh as much
+    as those with few.
     clipping: "per-group" bounds a unit's gradient in tables and in the network by ``clip_norm / sqrt(2)`` each.
     clip_quantile: the clip norm starts at ``clip_norm`` and follows this quantile of the units' norms
     (`privads.training.adaptive`), from a count of clipped units whose noise is ``count_noise_multiplier / 2``.
@@ -84,6 +89,7 @@ class TrainPlan:
     rows_at_once: int | None = None
     records: int = 1
     clipping: Clipping = "flat"
+    combined: Combined = "sum"
     clip_quantile: float | None = None
     count_noise_multiplier: float | None = None
     selection_noise_multiplier: float | None = None
@@ -126,6 +132,7 @@ class TrainPlan:
         most_units: int | None = None,
         rows_at_once: int | None = None,
         records: int = 1,
+        combined: Combined = "sum",
         clipping: Clipping = "flat",
         clip_quantile: float | None = None,
         selection_noise_multiplier: float | None = None,
@@ -154,6 +161,7 @@ class TrainPlan:
             most_units=most_units,
             rows_at_once=rows_at_once,
             records=records,
+            combined=combined,
         )
         noises = noises_for(twin, budget, counting=clip_quantile is not None, selection=selection_noise_multiplier)
         found = noises(calibrate.noise_multiplier(lambda s: event_of(twin, budget, noises(s), twin.steps), budget))
@@ -186,6 +194,7 @@ class TrainPlan:
         most_units: int | None = None,
         rows_at_once: int | None = None,
         records: int = 1,
+        combined: Combined = "sum",
     ) -> Self:
         """Returns the twin without privacy: the same sampler, model and loop, no clipping, no selection, no noise.
 
@@ -214,6 +223,7 @@ class TrainPlan:
             most_units=most_units,
             rows_at_once=rows_at_once,
             records=records,
+            combined=combined,
         )
 
     @property
@@ -269,7 +279,7 @@ class TrainPlan:
                 f"sampler {self.sampler!r} cannot be accounted for: a plan samples by {_one_of(Sampler)}. Shuffled or "
                 "fixed batches cost several times the epsilon of Poisson sampling at the same noise"
             )
-        for name, known in (("table_noise", TableNoise), ("clipping", Clipping)):
+        for name, known in (("table_noise", TableNoise), ("clipping", Clipping), ("combined", Combined)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be {_one_of(known)}, got {getattr(self, name)!r}")
         if self.table_noise == "lazy" and self.averaging:

@@ -603,3 +603,27 @@ def test_a_secure_run_draws_all_its_noise_from_sums_and_says_so(log: Logs) -> No
     assert "against attacks" in mechanism.floating_point
     with pytest.raises(ValueError, match="leave out insecure_seed, or secure"):
         PrivateEngine(small_plan(), insecure_seed=1, secure=True)
+
+
+def test_a_loader_that_makes_its_own_batches_is_refused(log: Logs) -> None:
+    loader = torch.utils.data.DataLoader(list(range(10)), batch_size=2, shuffle=True)
+    model = Logistic(log.schema)
+    with pytest.raises(ValueError, match=r"a DataLoader is no source of rows.*shuffled or in order"):
+        PrivateEngine(small_plan()).make_private(model, torch.optim.SGD(model.parameters(), lr=1.0), loader)  # type: ignore[arg-type]
+
+
+def test_the_mean_of_a_units_rows_is_clipped_where_the_plan_says_so(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    Recorded(monkeypatch)
+    plan = TrainPlan.for_budget(
+        Budget(epsilon=50.0, delta=1e-5, unit="user"), population=400, batch=400, epochs=1, clip_norm=0.3, averaging=0.0
+    )
+    change = one_step(log, dataclasses.replace(plan, combined="mean"), Logistic(log.schema))
+    expected = torch.zeros_like(change)
+    for user in range(400):  # the definition: one unit's rows at a time
+        batch, model = log.take(np.flatnonzero(log.units == user)), Logistic(log.schema)
+        loss = losses.per_row(model(batch), batch).mean()
+        gradient = torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.parameters()))])
+        expected += gradient * min(1.0, 0.3 / float(gradient.norm())) / 400
+    assert torch.allclose(change, expected, atol=1e-5)
+    summed = one_step(log, plan, Logistic(log.schema))
+    assert not torch.allclose(summed, expected, atol=1e-3)
