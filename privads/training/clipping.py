@@ -7,9 +7,14 @@ layer, without a per-row weight gradient for the layers that have a rule of thei
     norm_u^2 = sum over layers ||sum over rows r of u: dloss_r/dW||^2
     sum_u min(1, C / norm_u) * (sum over rows r of u: dloss_r/dW)
 
-Everything else goes through Opacus's grad samplers, which are read and never changed.
+Everything else goes through Opacus's grad samplers, which are read and never changed, or through functorch.
+
+Source: book-keeping (Bu et al. 2023, arXiv 2210.00038), ghost norms (Li et al. 2022, arXiv 2110.05679) and, by group,
+McMahan et al. 2018 (arXiv 1710.06963, section 3.3).
 """
 
+import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +22,21 @@ from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleHooks
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
+from opacus.utils.module_utils import has_trainable_params
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from privads.training.rules import RULES, Contribution, per_sample
-from privads.training.tables import SparseSum, positional
+from privads.training.contribution import Contribution, Owners
+from privads.training.lookups import Lookups
+from privads.training.rules import RULES, Sampler, by_functorch, per_sample
+from privads.training.supported import named, refusal, refusal_of_layers, rows_second
+from privads.training.tables import TABLES, SparseSum, positional, tables_of
+
+_Inputs = tuple[Tensor | None, ...]
+_Found = tuple[nn.Module, Contribution]
+
+_WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}
+"""What a layer may give, and in what its norms and sums are computed."""
 
 
 class UnsupportedModel(ValueError):  # noqa: N818
@@ -30,14 +44,32 @@ class UnsupportedModel(ValueError):  # noqa: N818
 
 
 @dataclass(frozen=True, eq=False)
+class ClippedSums:
+    """What the units of a batch add up to.
+
+    sums: per parameter, the sum over units of their clipped gradients; a table's is sparse, and a parameter without a
+    contribution is missing.
+    within: (units,) bool, whose norm was at most its clip norm (by group: both of them); all, where nothing is clipped.
+    touched: per table, (n, 1) values: the sum over units u of v_u, the indicator of the rows of all tables together
+    that u reads, each counted once, divided by the root of how many they are, and rounded so that ``||v_u||_2 <= 1``.
+    Whether a unit counts does not depend on its gradient. Reads of a padding_idx, of rows of padding and of tables
+    without a part in the loss do not count. None where it was not asked for.
+    """
+
+    sums: dict[Tensor, Tensor | SparseSum]
+    within: Tensor
+    touched: dict[Tensor, SparseSum] | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Call:
     """One call of a layer: what went in (with the versions of the tensors), and where the output enters the graph."""
 
     module: nn.Module
-    inputs: tuple[Tensor, ...]
+    inputs: _Inputs
     versions: tuple[int, ...]
     edge: GradientEdge
-    output_shape: torch.Size
+    dtype: torch.dtype
 
 
 class UnitGradients(GradSampleHooks):  # type: ignore[misc]
@@ -48,91 +80,131 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
     - the sums equal those of a loop over units, one backward pass each;
     - a unit whose gradient is not finite adds zero, and changes nothing else;
     - a layer that took no part in the loss adds zero, never the last batch's gradient.
+
+    The forward pass may run under `torch.autocast` in bfloat16: what the layers took and gave is made float32 before it
+    is multiplied, and norms are those of the numbers that are added up.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._calls: list[_Call] = []
-        self._samplers: dict[nn.Module, Any] = {}
-        _refuse_cross_row_layers(model)
-        try:
-            super().__init__(model, batch_first=True, loss_reduction="sum", strict=True)
-        except NotImplementedError as error:
-            raise UnsupportedModel(f"a layer cannot be trained with privacy: {error}") from None
-        self._refuse_uncovered(model)
+        self._samplers: dict[nn.Module, Sampler] = {}
+        why = refusal(model)
+        if why is None:
+            layers = list(self.iterate_submodules(model))
+            whole = [one for one in layers if type(one) not in RULES and _sampler(one) is by_functorch]
+            why = refusal_of_layers(model, layers, whole=whole) or _refusal_of_sharing(model, layers)
+        if why is not None:
+            raise UnsupportedModel(why)
+        trained = [one for one in model.parameters() if one.requires_grad]
+        tables = tables_of(model)
+        self._mixed = 0 < len(tables) < len(trained)
+        self._rows_second = set(rows_second(model))
+        super().__init__(model, batch_first=True, loss_reduction="sum", strict=True)
 
     def add_hooks(self, **_: Any) -> None:
-        """Attach one forward hook to every layer with parameters of its own."""
+        """Attach one forward hook to every layer with trained parameters of its own."""
         self.autograd_grad_sample_hooks = self._module.autograd_grad_sample_hooks = []
         for module in self.iterate_submodules(self._module):
             if type(module) not in RULES:
-                sampler = self.GRAD_SAMPLERS.get(type(module))
-                if sampler is None:
-                    prepare_layer(module, batch_first=True)
-                    sampler = ft_compute_per_sample_gradient
-                self._samplers[module] = sampler
+                self._samplers[module] = _sampler(module)
             self.autograd_grad_sample_hooks.append(module.register_forward_hook(self._capture, with_kwargs=True))
         self.enable_hooks()
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
-        """Yields the layers with parameters of their own; those with a rule, or handled whole, are not entered."""
-        if type(module) in RULES:
+        """Yields the layers with trained parameters of their own; of those with a rule or handled whole, no part."""
+        if type(module) not in RULES:
+            yield from super().iterate_submodules(module)
+        elif has_trainable_params(module):
             yield module
-            return
-        yield from super().iterate_submodules(module)
 
     def capture_activations_hook(self, module: nn.Module, forward_input: Any, output: Any) -> None:
         """Keep what a layer was called with."""
         if not (self.hooks_enabled and module.training and torch.is_grad_enabled()):
             return
-        if not isinstance(output, Tensor) or not all(isinstance(one, Tensor) for one in forward_input):
+        if not isinstance(output, Tensor) or not all(isinstance(one, Tensor | None) for one in forward_input):
             raise UnsupportedModel(
-                f"{_name(self._module, module)} holds parameters of its own but does not map tensors to a tensor: "
+                f"{named(self._module, module)} holds parameters of its own but does not map tensors to a tensor: "
                 "move its parameters into a layer such as nn.Linear"
             )
         if not output.requires_grad:
             return
-        inputs = tuple(one.detach() for one in forward_input)
-        versions = tuple(one._version for one in inputs)
-        self._calls.append(_Call(module, inputs, versions, get_gradient_edge(output), output.shape))
+        inputs = tuple(None if one is None else one.detach() for one in forward_input)
+        versions = tuple(0 if one is None else one._version for one in inputs)
+        self._calls.append(_Call(module, inputs, versions, get_gradient_edge(output), output.dtype))
 
     def _capture(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if kwargs and inspect.signature(module.forward).bind(*args, **kwargs).kwargs:
+            raise UnsupportedModel(
+                f"{named(self._module, module)} was called with {list(kwargs)} and without an argument before them: "
+                "pass every argument up to the last, None where there is none"
+            )
         self.capture_activations_hook(module, positional(module, args, kwargs), output)
 
     def forget(self) -> None:
         """Drop what was kept of earlier calls."""
         self._calls.clear()
 
+    @property
+    def precision(self) -> float:
+        """The relative spacing of the coarsest numbers that the layers gave since `forget`: 2^-7 of bfloat16."""
+        return max((torch.finfo(call.dtype).eps for call in self._calls), default=0.0)
+
     def clipped_sums(
-        self, losses: Tensor, owners: Tensor, *, units: int, clip_norm: float
-    ) -> dict[Tensor, Tensor | SparseSum]:
-        """Returns, per parameter, the sum over units of their clipped gradients.
+        self,
+        losses: Tensor,
+        owners: Tensor,
+        *,
+        units: int,
+        clip_norm: float,
+        per_group: bool = False,
+        touching: int | None = None,
+    ) -> ClippedSums:
+        """Returns the sums over units of their clipped gradients.
 
-        losses: (rows,). owners: (rows,) the unit of each row, in 0 .. units - 1. A parameter without a contribution is
-        not in the result; a table's sum is sparse. With an infinite ``clip_norm`` nothing is clipped, and norms are not
-        computed.
+        losses: (rows,). owners: (rows,) the unit of each row, in 0 .. units - 1. clip_norm: the bound on a unit's whole
+        contribution; with an infinite one nothing is clipped, and norms are not computed. per_group: tables and the
+        rest are clipped each to ``clip_norm / sqrt(2)``; a model that has only one of the two, to ``clip_norm``.
+        touching: asks for ``touched``; the first so many rows count, and later ones are padding: a unit of nobody.
         """
-        with torch.autocast(losses.device.type, enabled=False):  # norms must be those of the numbers that are added up
-            return self._clipped_sums(self._contributions(losses, owners, units), losses, units, clip_norm)
+        real = units
+        if touching is not None and touching < len(owners):
+            owners = owners.clone()
+            owners[touching:] = units  # whatever padding computes, it is clipped and counted by itself
+            units += 1
+        # Autocast would round products: norms must be those of the numbers that are added up.
+        with torch.autocast(losses.device.type, enabled=False):
+            found = self._contributions(losses, Owners(owners, units))
+            factors, within = self._factors(found, losses, units, clip_norm, per_group=per_group)
+            sums: dict[Tensor, Tensor | SparseSum] = {}
+            for (_, contribution), by_unit in zip(found, factors, strict=True):
+                sums.update(contribution.weighted_sums(by_unit))
+            touched = None if touching is None else _touched([one for _, one in found], real, units)
+        return ClippedSums(sums, within[:real], touched)
 
-    def _clipped_sums(
-        self, contributions: list[Contribution], losses: Tensor, units: int, clip_norm: float
-    ) -> dict[Tensor, Tensor | SparseSum]:
-        if torch.isinf(torch.tensor(clip_norm)):
-            factors = torch.ones(units, device=losses.device)
-        else:
+    def _factors(
+        self, found: list[_Found], losses: Tensor, units: int, clip_norm: float, *, per_group: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        """Returns (for each contribution the (units,) factors of its group, (units,) bool whether all were within)."""
+        within = torch.ones(units, dtype=torch.bool, device=losses.device)
+        if math.isinf(clip_norm):
+            return [torch.ones(units, device=losses.device)] * len(found), within
+        several = per_group and self._mixed
+        bound = clip_norm / math.sqrt(2) if several else clip_norm
+        groups = [several and type(module) in TABLES for module, _ in found]
+        factors: dict[bool, Tensor] = {}
+        for group in set(groups):
             squares = torch.zeros(units, dtype=torch.float64, device=losses.device)
-            for contribution in contributions:
-                squares += contribution.squared_norms().double()
+            for (_, contribution), its_group in zip(found, groups, strict=True):
+                if its_group == group:
+                    squares += contribution.squared_norms()
             norms = squares.sqrt()
             # Compared, not divided first: NaN and infinity fall through to 0.
-            factors = torch.where(norms <= clip_norm, 1.0, torch.nan_to_num(clip_norm / norms, nan=0.0)).float()
-        sums: dict[Tensor, Tensor | SparseSum] = {}
-        for contribution in contributions:
-            for parameter, value in contribution.weighted_sums(factors):
-                sums[parameter] = sums[parameter] + value if parameter in sums else value  # type: ignore[operator]
-        return sums
+            below = norms <= bound
+            factors[group] = torch.where(below, 1.0, torch.nan_to_num(bound / norms, nan=0.0)).float()
+            within &= below
+        return [factors[group] for group in groups], within
 
-    def _contributions(self, losses: Tensor, owners: Tensor, units: int) -> list[Contribution]:
+    def _contributions(self, losses: Tensor, owners: Owners) -> list[_Found]:
         if not self._calls:
             raise RuntimeError(
                 "no layer was called in training mode since the batch was drawn: call model.train() and compute the "
@@ -142,48 +214,88 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
             losses.sum(), [call.edge for call in calls], allow_unused=True
         )
-        by_module: dict[nn.Module, list[tuple[tuple[Tensor, ...], Tensor]]] = {}
+        by_module: dict[nn.Module, list[tuple[_Inputs, Tensor]]] = {}
         for call, gradient in zip(calls, gradients, strict=True):
-            if gradient is None:
-                continue
-            if any(tensor._version != version for tensor, version in zip(call.inputs, call.versions, strict=True)):
-                name = _name(self._module, call.module)
-                raise UnsupportedModel(f"the input of {name} was changed in place after it was used; make it a copy")
-            if gradient.shape[0] != len(owners) or gradient.dtype not in (torch.float32, torch.float64):
-                raise UnsupportedModel(
-                    f"{_name(self._module, call.module)} gave {tuple(gradient.shape)} of {gradient.dtype}: the first "
-                    f"dimension must be the {len(owners)} rows, in float32 or float64"
+            if gradient is not None:
+                by_module.setdefault(call.module, []).append(self._checked(call, gradient.detach(), len(owners.of)))
+        self.disable_hooks()  # functorch calls layers again
+        try:
+            return [(module, self._contribution(module, uses, owners)) for module, uses in by_module.items()]
+        finally:
+            self.enable_hooks()
+
+    def _checked(self, call: _Call, gradient: Tensor, rows: int) -> tuple[_Inputs, Tensor]:
+        """Returns one use of a layer, in float32 or wider."""
+        if any(one is not None and one._version != was for one, was in zip(call.inputs, call.versions, strict=True)):
+            raise UnsupportedModel(
+                f"the input of {named(self._module, call.module)} was changed in place after it was used; make it a "
+                "copy"
+            )
+        if gradient.dtype == torch.float16:
+            raise UnsupportedModel(
+                f"{named(self._module, call.module)} gave float16, whose gradients need a loss scaling that clipping "
+                "would undo: use torch.autocast(dtype=torch.bfloat16)"
+            )
+        inputs = call.inputs
+        if call.module in self._rows_second:
+            inputs = tuple(None if one is None else one.transpose(0, 1) for one in inputs)
+            gradient = gradient.transpose(0, 1)
+        if gradient.shape[:1] != (rows,) or gradient.dtype not in _WIDE:
+            raise UnsupportedModel(
+                f"{named(self._module, call.module)} gave {tuple(gradient.shape)} of {gradient.dtype}: the first "
+                f"dimension must be the {rows} rows, in bfloat16, float32 or float64"
+            )
+        wide = _WIDE[gradient.dtype]
+        inputs = tuple(one.to(wide) if one is not None and one.is_floating_point() else one for one in inputs)
+        return inputs, gradient.to(wide)
+
+    def _contribution(self, module: nn.Module, uses: list[tuple[_Inputs, Tensor]], owners: Owners) -> Contribution:
+        rule = RULES.get(type(module)) or partial(per_sample, sampler=self._samplers[module])
+        try:
+            return rule(module, uses, owners)
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError) as error:
+            why = str(error).splitlines()[0]
+            raise UnsupportedModel(
+                f"the gradients of {named(self._module, module)} cannot be computed row by row: {why}"
+            ) from error
+
+
+def _sampler(module: nn.Module) -> Sampler:
+    """Returns what gives each row's gradient of a layer without a rule: Opacus's sampler for it, or functorch."""
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return by_functorch  # Opacus's sampler of convolutions pads with zeros whatever the layer says
+    sampler: Sampler = GradSampleHooks.GRAD_SAMPLERS.get(type(module), by_functorch)
+    return sampler
+
+
+def _touched(contributions: list[Contribution], real: int, units: int) -> dict[Tensor, SparseSum]:
+    """Returns per table the sum over units of their normalized indicators; units from ``real`` on are padding."""
+    tables = [one for one in contributions if isinstance(one, Lookups)]
+    if not tables:
+        return {}
+    counts = torch.stack([one.rows_read() for one in tables]).sum(0)
+    shares = counts.clamp(min=1).double().rsqrt().float()
+    shares = torch.nextafter(shares, torch.zeros_like(shares))  # below the root, whichever way it was rounded
+    shares[real:] = 0.0
+    found = {}
+    for table in tables:
+        indicators = table.indicators(shares)
+        if real < units:
+            read = indicators.values[:, 0] > 0  # by more than padding
+            indicators = SparseSum(indicators.ids[read], indicators.values[read], indicators.rows)
+        found[table.table] = indicators
+    return found
+
+
+def _refusal_of_sharing(model: nn.Module, layers: list[nn.Module]) -> str | None:
+    owner: dict[nn.Parameter, nn.Module] = {}
+    for module in layers:
+        for parameter in module.parameters():
+            if owner.setdefault(parameter, module) is not module:
+                return (
+                    f"{named(model, module)} shares a parameter with {named(model, owner[parameter])}: "
+                    "use the same layer in both places instead of two layers with one parameter"
                 )
-            by_module.setdefault(call.module, []).append((call.inputs, gradient.detach()))
-        found = []
-        for module, uses in by_module.items():
-            rule = RULES.get(type(module)) or partial(per_sample, sampler=self._samplers[module])
-            found.append(rule(module, uses, owners, units))
-        return found
-
-    def _refuse_uncovered(self, model: nn.Module) -> None:
-        owner: dict[nn.Parameter, nn.Module] = {}
-        for module in self.iterate_submodules(model):
-            for parameter in module.parameters():
-                if owner.setdefault(parameter, module) is not module:
-                    raise UnsupportedModel(
-                        f"{_name(model, module)} shares a parameter with {_name(model, owner[parameter])}: "
-                        "use the same layer in both places instead of two layers with one parameter"
-                    )
-
-
-def _refuse_cross_row_layers(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-            raise UnsupportedModel(
-                f"{name or 'the model'}: max_norm rewrites the rows that a batch looks up; remove it"
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UnsupportedModel(
-                f"{name or 'the model'} ({type(module).__name__}) mixes rows of different units: use nn.LayerNorm"
-            )
-
-
-def _name(model: nn.Module, module: nn.Module) -> str:
-    names = [name for name, candidate in model.named_modules() if candidate is module]
-    return f"layer {names[0]!r} ({type(module).__name__})" if names and names[0] else f"the {type(module).__name__}"
+    return None

@@ -103,8 +103,8 @@ class PrivateEngine:
         if self._drawn < len(losses):  # padding has no gradient, whatever the loss says of it
             real = torch.arange(len(losses), device=losses.device) < self._drawn
             losses = torch.where(real, losses, torch.zeros_like(losses))
-        sums = self._gradients.clipped_sums(losses, self._owners, units=self._units, clip_norm=self.plan.clip_norm)
-        self._sums = sums if self._drawn else {}
+        found = self._gradients.clipped_sums(losses, self._owners, units=self._units, clip_norm=self.plan.clip_norm)
+        self._sums = found.sums if self._drawn else {}
         self._state = "summed"
 
     def flush(self) -> None:

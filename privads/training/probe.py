@@ -54,7 +54,7 @@ def probe(model: nn.Module, loss: Loss | None, schema: Schema, gradients: UnitGr
             )
         found = gradients.clipped_sums(values, owners, units=len(alone), clip_norm=clip_norm)
         for (name, parameter), sums in zip(_trained(model), expected, strict=True):
-            if not _same_sums(sums, found.get(parameter, _zero(parameter, sums))):
+            if not _same_sums(sums, found.sums.get(parameter, _zero(parameter, sums))):
                 raise UnsupportedModel(
                     f"the gradient of {name!r} in {type(model).__name__} cannot be told apart by unit: the first "
                     "dimension of what each layer takes and gives must be the batch's rows in their order, rows must "

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from privads.models.layers import FusedTable
-from privads.training import rules
+from privads.training import lookups, rules
 from privads.training.clipping import UnitGradients, UnsupportedModel
+from privads.training.contribution import Owners
 from privads.training.probe import check_shape
 from privads.training.tables import SparseSum
 
@@ -218,12 +219,12 @@ def oracle(case: Case, clip_norm: float, owners: Tensor = OWNERS) -> dict[nn.Par
 def ours(case: Case, clip_norm: float, owners: Tensor = OWNERS) -> dict[nn.Parameter, Tensor]:
     gradients = UnitGradients(case.model)
     try:
-        sums = gradients.clipped_sums(
+        found = gradients.clipped_sums(
             case.forward(case.model), owners, units=int(owners.max()) + 1, clip_norm=clip_norm
         )
     finally:
         gradients.cleanup()
-    return {p: dense(sums, p) for p in case.model.parameters() if p.requires_grad}
+    return {p: dense(found.sums, p) for p in case.model.parameters() if p.requires_grad}
 
 
 def dense(sums: dict[Tensor, Tensor | SparseSum], parameter: nn.Parameter) -> Tensor:
@@ -272,7 +273,7 @@ TABLES = [
 def test_a_tables_sum_is_sparse_and_holds_the_looked_up_rows_alone(make: Callable[[], Case]) -> None:
     case = make()
     gradients = UnitGradients(case.model)
-    sums = gradients.clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0)
+    sums = gradients.clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0).sums
     for found in sums.values():
         assert isinstance(found, SparseSum)
         assert (found.ids.diff() > 0).all()
@@ -301,12 +302,14 @@ def test_owners_need_no_order_and_units_may_be_full(make: Callable[[], Case], or
 def test_a_table_whose_ids_need_more_than_32_bits_is_refused() -> None:
     table = nn.Embedding(2**31, 1, device="meta")
     with pytest.raises(NotImplementedError, match="split it into tables below"):
-        rules.embedding(table, [((torch.zeros(1, dtype=torch.int64),), torch.zeros(1, 1))], torch.zeros(1).long(), 1)
+        lookups.embedding(
+            table, [((torch.zeros(1, dtype=torch.int64),), torch.zeros(1, 1))], Owners(torch.zeros(1).long(), 1)
+        )
 
 
 def test_bags_without_an_id_have_no_sum() -> None:
     case = embedding_bag_without_an_id()
-    sums = UnitGradients(case.model).clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0)
+    sums = UnitGradients(case.model).clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0).sums
     assert sums == {}
 
 
@@ -353,9 +356,9 @@ def test_an_absent_head_adds_zero_and_not_the_last_batchs_gradient() -> None:
     x = torch.randn(ROWS, 5)
     model = TwoHeads()
     gradients = UnitGradients(model)
-    both = gradients.clipped_sums(sum(model(x)).square(), OWNERS, units=UNITS, clip_norm=1.0)
+    both = gradients.clipped_sums(sum(model(x)).square(), OWNERS, units=UNITS, clip_norm=1.0).sums
     assert model.second.weight in both
-    only_first = gradients.clipped_sums(model(x)[0].square(), OWNERS, units=UNITS, clip_norm=1.0)
+    only_first = gradients.clipped_sums(model(x)[0].square(), OWNERS, units=UNITS, clip_norm=1.0).sums
     assert model.second.weight not in only_first
     assert same(
         {p: only_first.get(p, torch.zeros_like(p)) for p in model.parameters()},
@@ -435,7 +438,7 @@ def _drop_repeats(values: Tensor, order: Tensor, starts: Tensor, weights: Tensor
 
 
 def test_dropping_repeated_ids_turns_the_oracle_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "sums_of_runs", _drop_repeats)
+    monkeypatch.setattr(lookups, "sums_of_runs", _drop_repeats)
     for make in (embedding_bag_with_one_id_twenty_times, fused_table_with_repeats_and_empty_bags):
         case = make()
         clip_norm = 0.5 * norm_of(unit_gradients(case)[0])
@@ -465,8 +468,9 @@ def test_not_clipping_turns_the_bound_red() -> None:
 def test_forgetting_the_granted_rounding_turns_the_cancelling_rows_red(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rules, "ROUNDING", 0.0)
-    monkeypatch.setattr(rules, "_ADDING", 0.0)
+    for module in (rules, lookups):
+        monkeypatch.setattr(module, "ROUNDING", 0.0)
+        monkeypatch.setattr(module, "ADDING", 0.0)
     torch.manual_seed(0)
     red = 0
     for _ in range(20):
@@ -484,7 +488,7 @@ def norm_of_one_unit(model: nn.Module, losses: Callable[[nn.Module], Tensor], *,
     gradients = UnitGradients(model)
     found = losses(model)
     owners = torch.zeros(len(found), dtype=torch.int64)
-    sums = gradients.clipped_sums(found, owners, units=1, clip_norm=clip_norm).values()
+    sums = gradients.clipped_sums(found, owners, units=1, clip_norm=clip_norm).sums.values()
     dense = [one.dense() if isinstance(one, SparseSum) else one for one in sums]
     return float(torch.cat([one.double().flatten() for one in dense]).norm())
 
@@ -515,5 +519,5 @@ def test_autocast_around_the_backward_pass_does_not_loosen_the_bound() -> None:
         gradients = UnitGradients(model)
         losses = (model(x) * w).sum(1)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            sums = gradients.clipped_sums(losses, torch.zeros(2, dtype=torch.int64), units=1, clip_norm=0.8)
+            sums = gradients.clipped_sums(losses, torch.zeros(2, dtype=torch.int64), units=1, clip_norm=0.8).sums
         assert torch.cat([one.flatten() for one in sums.values()]).norm() <= 0.8  # type: ignore[union-attr]
