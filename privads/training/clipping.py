@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleHooks
+from opacus.layers import DPGRU, DPLSTM, DPRNN
 from opacus.utils.module_utils import has_trainable_params
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -34,6 +35,9 @@ from privads.training.tables import TABLES, SparseSum, positional, tables_of
 
 _Inputs = tuple[Tensor | None, ...]
 _Found = tuple[nn.Module, Contribution]
+
+_RECURRENT = (DPRNN, DPLSTM, DPGRU)
+"""Opacus's recurrent layers hold their cells' parameters under other names: the cells' own layers compute."""
 
 _WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}
 """What a layer may give, and in what its norms and sums are computed."""
@@ -113,7 +117,8 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
         """Yields the layers with trained parameters of their own; of those with a rule or handled whole, no part."""
         if type(module) not in RULES:
-            yield from super().iterate_submodules(module)
+            inside = super().iterate_submodules(module)
+            yield from (one for one in inside if type(one) not in _RECURRENT)
         elif has_trainable_params(module):
             yield module
 

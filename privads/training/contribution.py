@@ -16,8 +16,8 @@ ROUNDING = 1e-5
 ADDING = 2.0**-22
 """Relative error of a square for each float32 number that was added up: of norm and sum, 2^-24 each, doubled."""
 
-_WIDE = 1024
-"""torch's norm adds up as it goes: of 10^5 float32 numbers it is wrong by 1e-4, ten times what is granted."""
+WIDE = 1024
+"""Of so many float32 numbers, torch's norm and products are not taken: of 10^5 they are wrong by 1e-4."""
 
 Uses = Sequence[tuple[tuple[Any, ...], Tensor]]
 """Every use of one layer: what went in (tensors or None), and the gradient at what came out, rows first."""
@@ -109,7 +109,7 @@ def ascending(values: Tensor) -> bool:
 
 def squares(values: Tensor) -> Tensor:
     """Returns (...,) the squared norm of each of ``values`` (..., width)."""
-    if values.shape[-1] > _WIDE:
+    if values.shape[-1] > WIDE:
         return values.square().sum(-1)  # torch's sum adds in pairs
     norms: Tensor = torch.linalg.vector_norm(values, dim=-1)  # without a copy of the values
     return norms.square()

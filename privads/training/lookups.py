@@ -54,11 +54,12 @@ class Lookups:
         starts = torch.nonzero(~self._repeats[several]).flatten()
         bags, weights = self._by_lookup_number(lookups)
         added = sums_of_runs(self.gradients, bags, starts, weights)  # (pairs of unit and id, dim)
-        ceiling = sums_of_runs(by_lookup[:, None].sqrt(), lookups, starts).flatten().square()
+        ceiling = sums_of_runs(by_lookup[:, None].sqrt(), lookups, starts).flatten()
         lengths = torch.diff(starts, append=starts.new_tensor([len(lookups)]))
         alone = by_lookup.index_fill(0, lookups, 0.0)
         pair_owners = self._owner_by_lookup[lookups[starts]]
-        pairs = sum_by(squares(added) + (ROUNDING + ADDING * lengths) * ceiling, pair_owners, self.units)
+        norms = squares(added).double().sqrt() + (ROUNDING + ADDING * lengths) / 2 * ceiling
+        pairs = sum_by(norms.square(), pair_owners, self.units)
         return sum_by(alone, self._owner_by_lookup, self.units) * (1 + ROUNDING) + pairs
 
     def weighted_sums(self, factors: Tensor) -> Iterator[tuple[Tensor, SparseSum]]:

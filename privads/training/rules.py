@@ -17,11 +17,32 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from privads.models.layers import FusedTable
-from privads.training.contribution import ADDING, ROUNDING, Contribution, Owners, Rule, Uses, squares, without_dropped
+from privads.training.contribution import (
+    ADDING,
+    ROUNDING,
+    WIDE,
+    Contribution,
+    Owners,
+    Rule,
+    Uses,
+    squares,
+    without_dropped,
+)
 from privads.training.lookups import embedding, embedding_bag, fused_table
 
 Sampler = Callable[[Any, list[Tensor], Tensor], Mapping[Tensor, Tensor]]
 """(layer, inputs, gradient at the output) -> {parameter: (rows, *shape) each row's gradient}, as in Opacus."""
+
+
+_FEW = 16
+"""Up to so many pairs of input and gradient in a unit, float32 is good enough for the Gram matrix.
+
+What it loses of a square is granted in proportion to the square of the sum of their sizes. Where many of them point
+everywhere, that is far above the square of their sum's norm; in float64 only the sum's own rounding is to be granted.
+"""
+
+_AT_ONCE = 1 << 22
+"""Numbers of Gram matrices that are held at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +63,20 @@ class _Outer:
         trained = float(self.weight.requires_grad)
         extra = float(self.bias is not None and self.bias.requires_grad)  # a bias is a weight whose input is always 1
         sizes = ((trained * squares(self.inputs) + extra) * squares(self.outputs)).sqrt()  # ||b_m a_m^T||
-        ceiling = self.owners.sums(sizes.sum(1)).square()
-        positions = self.inputs.shape[1]
-        if positions * self.owners.longest <= 1:
-            return ceiling * (1 + ROUNDING)
+        ceiling = self.owners.sums(sizes.sum(1))  # (units,) what the norm would be if nothing cancelled
+        many = self.inputs.shape[1] * self.owners.longest
+        if many <= 1:
+            return ceiling.square() * (1 + ROUNDING)
         a, b = self.owners.side_by_side(self.inputs), self.owners.side_by_side(self.outputs)
-        gram = (trained * torch.bmm(a, a.mT) + extra) * torch.bmm(b, b.mT)  # (units, longest, longest)
-        return gram.sum((1, 2)).clamp(min=0) + (ROUNDING + ADDING * positions * self.owners.counts) * ceiling
+        exact, found = many > _FEW or max(a.shape[2], b.shape[2]) > WIDE, []
+        for of_a, of_b in zip(*(torch.split(one, max(1, _AT_ONCE // many**2)) for one in (a, b)), strict=True):
+            of_a, of_b = (of_a.double(), of_b.double()) if exact else (of_a, of_b)
+            gram = (trained * torch.bmm(of_a, of_a.mT) + extra) * torch.bmm(of_b, of_b.mT)  # (units, many, many)
+            found.append(gram.sum((1, 2)).clamp(min=0))
+        squared, granted = torch.cat(found), ROUNDING + ADDING * many
+        if not exact:
+            return squared + granted * ceiling.square()
+        return (squared.sqrt() + granted / 2 * ceiling).square()
 
     def weighted_sums(self, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         by_row = self.owners.by_row(factors)
