@@ -47,6 +47,14 @@ class DiscreteGaussianDpEvent(dp_event.DpEvent):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
+class BallsInBinsDpEvent(dp_event.DpEvent):  # type: ignore[misc]
+    """An epoch of ``bins`` Gaussian releases, each of its own units: every unit is in exactly one, at random."""
+
+    noise_multiplier: float
+    bins: int
+
+
+@dataclass(frozen=True)
 class _Field:
     """One field of an event: its name here and in JSON, its name in the class, and how a value is checked."""
 
@@ -276,6 +284,7 @@ _ROWS: tuple[tuple[str, Callable[..., dp_event.DpEvent], tuple[_Field, ...]], ..
             _Field("largest_batch", "truncated_batch_size", _ONCE),
         ),
     ),
+    ("balls-in-bins-gaussian", BallsInBinsDpEvent, (_NOISE, _Field("bins", "bins", _TWICE))),
     (
         "mixture-of-gaussians",
         dp_event.MixtureOfGaussiansDpEvent,

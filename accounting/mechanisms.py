@@ -23,6 +23,7 @@ from accounting.event_json import (
     MOST_AMOUNT,
     MOST_COUNT,
     ApproximateDpEvent,
+    BallsInBinsDpEvent,
     DiscreteGaussianDpEvent,
     UnknownEvent,
     build,
@@ -34,9 +35,11 @@ from accounting.event_json import (
 
 __all__ = [
     "ApproximateDpEvent",
+    "BallsInBinsDpEvent",
     "DiscreteGaussianDpEvent",
     "UnknownEvent",
     "approximate_dp",
+    "balls_in_bins_dp_sgd",
     "composed",
     "discrete_gaussian",
     "discrete_laplace",
@@ -108,6 +111,19 @@ def truncated_dp_sgd(
         population=population,
         largest_batch=largest_batch,
     )
+
+
+def balls_in_bins_dp_sgd(*, noise_multiplier: float, bins: int, epochs: int) -> dp_event.DpEvent:
+    """Returns the event of DP-SGD whose epochs deal all units out to ``bins`` batches, each independently at random.
+
+    As `dp_sgd`, but in each epoch a unit is in exactly one of the batches, a uniformly random one, and the next epoch
+    deals anew (Chua et al. 2025, arXiv 2412.16802). Not shuffling, whose batches have a fixed size. It is accounted by
+    Renyi divergences, under add/remove (`accounting.allocation`).
+    """
+    if bins == 1:
+        return repeated(gaussian(noise_multiplier=noise_multiplier), epochs)
+    fields = {"noise_multiplier": noise_multiplier, "bins": bins}
+    return _times(epochs, "balls-in-bins-gaussian", counted="epochs", **fields)
 
 
 def user_dp_sgd(*, sampling_rate: float, noise_multiplier: float, steps: int, records: int) -> dp_event.DpEvent:
@@ -289,6 +305,8 @@ def unsampled(event: dp_event.DpEvent) -> dp_event.DpEvent:
             return gaussian(noise_multiplier=noise_std / max(shifts))
         case dp_event.TruncatedSubsampledGaussianDpEvent(noise_multiplier=noise):
             return gaussian(noise_multiplier=noise / 2)
+        case BallsInBinsDpEvent(noise_multiplier=noise):
+            return gaussian(noise_multiplier=noise)
         case dp_event.RepeatAndSelectDpEvent(event=inner, mean=mean, shape=shape):
             return private_selection(unsampled(inner), mean_trials=mean, shape=shape)
     return event
@@ -356,7 +374,7 @@ def _mixture(sampling_rate: float, noise_multiplier: float, records: int) -> dp_
     )
 
 
-def _times(steps: int, tag: str, **fields: object) -> dp_event.DpEvent:
-    if isinstance(steps, bool) or not 1 <= steps <= MOST_COUNT or steps != int(steps):
-        raise ValueError(f"steps must be a whole number from 1 to 2^53, got {steps}")
-    return repeated(build(tag, **fields), steps)
+def _times(count: int, tag: str, *, counted: str = "steps", **fields: object) -> dp_event.DpEvent:
+    if isinstance(count, bool) or not 1 <= count <= MOST_COUNT or count != int(count):
+        raise ValueError(f"{counted} must be a whole number from 1 to 2^53, got {count}")
+    return repeated(build(tag, **fields), count)

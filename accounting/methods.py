@@ -19,6 +19,7 @@ from accounting.budget import Neighbors
 from accounting.composition import Composition, TooFine
 from accounting.mechanisms import (
     ApproximateDpEvent,
+    BallsInBinsDpEvent,
     DiscreteGaussianDpEvent,
     UnknownEvent,
     composed,
@@ -201,6 +202,8 @@ def _noise(leaf: dp_event.DpEvent) -> float:
         case dp_event.GaussianDpEvent(noise_multiplier=noise):
             return float(noise)
         case dp_event.TruncatedSubsampledGaussianDpEvent(noise_multiplier=noise):
+            return float(noise)
+        case BallsInBinsDpEvent(noise_multiplier=noise):
             return float(noise)
         case dp_event.PoissonSampledDpEvent(event=inner):
             return merged_noise(inner)

@@ -17,8 +17,10 @@ from dp_accounting import dp_event
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import gammaln, logsumexp
 
+from accounting import allocation
 from accounting.budget import Budget, Neighbors, check_delta
 from accounting.mechanisms import (
+    BallsInBinsDpEvent,
     DiscreteGaussianDpEvent,
     UnknownEvent,
     from_json,
@@ -179,6 +181,10 @@ def _divergence(leaf_json: str, order: float, neighbors: Neighbors) -> float:
             return _sampled_gaussian(rate, noise, order)
         case dp_event.MixtureOfGaussiansDpEvent():
             return _mixed(leaf, order, neighbors)
+        case BallsInBinsDpEvent(noise_multiplier=noise, bins=bins):
+            if neighbors != "add-remove":
+                raise UnknownEvent(f"balls in bins are accounted for neighbors 'add-remove', not {neighbors!r}")
+            return allocation.log_moment(noise, int(bins), order) / (order - 1)
         case dp_event.LaplaceDpEvent(noise_multiplier=scale):
             return _laplace(1 / scale, order)
         case dp_event.DiscreteLaplaceDpEvent(noise_parameter=rate, sensitivity=sensitivity):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from accounting.budget import Budget
+from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Ledger
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
@@ -44,6 +44,7 @@ class TrainJob:
             progress=progress,
             seed=self.config.run.seed,
             insecure_seed=self.config.run.insecure_seed,
+            secure=self.config.run.secure,
             config=self.config.model_dump(mode="json", by_alias=True, exclude_none=True),
         )
         run.save(self.out)
@@ -72,13 +73,18 @@ def prepare(config: RunConfig) -> TrainJob:
 def make_plan(table: PlanTable, schema: Schema) -> TrainPlan:
     """Returns the plan of a [plan] table for this schema."""
     schema.check_unit(table.unit)
-    population = schema.population_of(table.unit) if table.population is None else table.population
-    passed_on = {"batch", "epochs", "rows_per_unit", "learning_rate", "averaging", "table_noise"}
-    shared = table.model_dump(include=passed_on | {"sampler", "largest_batch", "most_units"})
+    schema.check_history(table.unit, records=table.records)
+    population = table.population
+    if population is None:  # with records above 1 rows are sampled, whoever owns them
+        population = schema.population_of(table.unit if table.records == 1 else EXAMPLE)
+    with_privacy = {"clip_norm", "clipping", "clip_quantile", "selection_noise_multiplier", "selection_threshold"}
+    own = {"epsilon", "delta", "unit", "without_privacy", "population"}
+    shared = table.model_dump(exclude=with_privacy | own)
     if table.without_privacy or table.epsilon is None or table.delta is None:
         return TrainPlan.without_privacy(population=population, unit=table.unit, **shared)
     budget = Budget(epsilon=table.epsilon, delta=table.delta, unit=table.unit)
-    return TrainPlan.for_budget(budget, population=population, clip_norm=table.clip_norm, **shared)
+    private = table.model_dump(include=with_privacy)
+    return TrainPlan.for_budget(budget, population=population, **shared, **private)
 
 
 def _split(logs: Logs, table: DataTable) -> tuple[Logs, Logs | None]:

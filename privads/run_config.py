@@ -61,10 +61,16 @@ class PlanTable(_Table):
     clip_norm: float | None = None
     learning_rate: float | None = None
     averaging: float | None = None
-    table_noise: Literal["dense", "lazy"] = "dense"
-    sampler: Literal["poisson", "truncated-poisson"] = "poisson"
+    table_noise: Literal["dense", "lazy", "adafest", "fest"] = "dense"
+    sampler: Literal["poisson", "truncated-poisson", "balls-in-bins"] = "poisson"
     largest_batch: int | None = Field(default=None, gt=0)
     most_units: int | None = Field(default=None, gt=0)
+    rows_at_once: int | None = Field(default=None, gt=0)
+    records: int = Field(default=1, gt=0)
+    clipping: Literal["flat", "per-group"] = "flat"
+    clip_quantile: float | None = Field(default=None, gt=0, lt=1)
+    selection_noise_multiplier: float | None = Field(default=None, gt=0)
+    selection_threshold: float | None = None
 
     @model_validator(mode="after")
     def _budget_is_stated(self) -> Self:
@@ -80,6 +86,7 @@ class RunTable(_Table):
     out: str | None = None
     seed: int = 0
     insecure_seed: int | None = None
+    secure: bool = False
 
 
 class RunConfig(_Table):

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from privads.logs.schema import Schema, known_formats
 from privads.models import MODELS
 from privads.run_config import DataTable, LedgerTable, ModelTable, PlanTable, RunTable
-from privads.training import defaults, plan
+from privads.training import defaults, plan, sizes
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
 
@@ -36,7 +36,7 @@ def test_the_page_names_every_format_and_model() -> None:
 def test_the_page_states_the_codes_defaults() -> None:
     assert f"| {plan.CLIP_NORM} |" in PAGE
     assert f"| {plan.AVERAGING} |" in PAGE
-    assert f"else {plan.ROWS_PER_UNIT} |" in PAGE
-    assert f"min(population / 2, {plan.SMALL_BATCH})), {plan.LARGEST_DEFAULT_BATCH})" in PAGE
+    assert f"else {sizes.ROWS_PER_UNIT} |" in PAGE
+    assert f"min(population / 2, {sizes.SMALL_BATCH})), {sizes.LARGEST_DEFAULT_BATCH})" in PAGE
     noise, stable = defaults.LOGIT_NOISE, defaults.STABLE_STEP
     assert f"{1 - defaults.MOMENTUM:.1f} min({noise} / (noise std √steps), {stable:.0f}, steps)" in PAGE

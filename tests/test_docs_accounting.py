@@ -68,7 +68,15 @@ def truncated() -> float:
     return upper(mechanisms.truncated_dp_sgd(**TRAINING, population=100_000, largest_batch=1200))  # type: ignore[arg-type]
 
 
+def dealt() -> float:
+    bins = round(1 / TRAINING["sampling_rate"])
+    epochs = round(TRAINING["steps"] / bins)
+    noise = TRAINING["noise_multiplier"]
+    return upper(mechanisms.balls_in_bins_dp_sgd(noise_multiplier=noise, bins=bins, epochs=epochs))
+
+
 SAMPLERS: dict[str, Callable[[], float]] = {
+    "balls in bins: every unit once in each of 100 epochs of 100 batches, add/remove": dealt,
     "Poisson sampling of units, add/remove": lambda: upper(training()),
     "the same, replace": lambda: upper(training(), "replace"),
     "Poisson sampling with a largest batch of 1,200 of 100,000 units, add/remove": truncated,
@@ -196,6 +204,7 @@ def test_ninety_days() -> None:
 def test_the_page_names_every_maker() -> None:
     makers = [name for name in mechanisms.__all__ if f"`{name}`" in PAGE]
     made = {"dp_sgd", "joint_dp_sgd", "truncated_dp_sgd", "user_dp_sgd", "gaussian", "laplace", "discrete_gaussian"}
+    made.add("balls_in_bins_dp_sgd")
     made |= {"discrete_laplace", "randomized_response", "approximate_dp", "zcdp", "private_selection"}
     assert made | {"composed", "repeated"} == set(makers)
 
@@ -208,6 +217,7 @@ def test_the_table_of_mechanisms_says_which_accountant_knows_them() -> None:
         "truncated_dp_sgd": mechanisms.truncated_dp_sgd(
             sampling_rate=0.1, noise_multiplier=1.0, steps=2, population=100, largest_batch=20
         ),
+        "balls_in_bins_dp_sgd": mechanisms.balls_in_bins_dp_sgd(noise_multiplier=1.0, bins=10, epochs=2),
         "user_dp_sgd": mechanisms.user_dp_sgd(sampling_rate=0.1, noise_multiplier=1.0, steps=2, records=3),
         "gaussian": mechanisms.gaussian(noise_multiplier=1.0),
         "laplace": mechanisms.laplace(noise_multiplier=1.0),

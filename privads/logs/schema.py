@@ -37,10 +37,22 @@ class DelayedLabel(_Facts):
     within_hours: float = Field(gt=0, le=1e6)
 
 
+class History(_Facts):
+    """A column that was made from other rows, such as how often a user had clicked before.
+
+    of: the columns whose values those rows share; empty for the unit columns. rows: a row's value enters this column of
+    at most so many later rows; None where that is not known.
+    """
+
+    of: tuple[str, ...] = ()
+    rows: int | None = Field(default=None, gt=0)
+
+
 class Numeric(_Facts):
-    """A number and the range it is clipped to: a public statement, never measured."""
+    """A number and the range it is clipped to: a public statement, never measured. history: made from other rows."""
 
     range: tuple[float, float]
+    history: History | None = None
 
     @field_validator("range")
     @classmethod
@@ -55,10 +67,12 @@ class Categorical(_Facts):
     """A category, hashed into ``buckets`` - 1 buckets; bucket 0 is for missing values.
 
     part: instead of a column of its own, the hour of the day or the weekday of the impression's time.
+    history: made from other rows.
     """
 
     buckets: int = Field(ge=2)
     part: Literal["hour", "weekday"] | None = None
+    history: History | None = None
 
 
 class Text(_Facts):
@@ -124,6 +138,9 @@ class Schema(_Facts):
             raise ValueError(f"[reference] names {sorted(unknown)}, which is no label")
         if self.time is None and any(field.part for field in self.categorical.values()):
             raise ValueError("a part of the time needs the time of the impression: add time = COLUMN")
+        for name, history in self._histories().items():
+            if not (history.of or self.unit):
+                raise ValueError(f"{name!r} has a history, but the rows have no unit columns: say whose, history.of")
         leaked = set(self.label_columns) & (set(self.numeric) | set(self.categorical))
         if leaked:
             raise ValueError(
@@ -187,6 +204,51 @@ class Schema(_Facts):
             if not self.unit:
                 raise ValueError(f"unit {unit!r} needs unit columns: add unit = [COLUMN] to the schema")
             raise ValueError(f"unit must be 'example' or {self.protected_unit!r}, as the schema says, got {unit!r}")
+
+    def records_of_row(self) -> int | None:
+        """Returns how many rows one row's values are in: 1, and the later rows whose [history] it enters; None where
+        that is not stated.
+
+        Windows over the same columns are nested, those over different columns are not: their lengths add up.
+        """
+        windows: dict[tuple[str, ...], int] = {}
+        for history in self._histories().values():
+            if history.rows is None:
+                return None
+            of = tuple(sorted(history.of or self.unit))
+            windows[of] = max(windows.get(of, 0), history.rows)
+        return 1 + sum(windows.values())
+
+    def check_history(self, unit: PrivacyUnit, *, records: int = 1) -> None:
+        """Refuse features made from rows that another ``unit`` may own: one unit's row would enter its gradient.
+
+        All rows with the same unit columns are one unit, so a history of rows that share those (and perhaps more) stays
+        inside it. A single row's value may enter at most ``records - 1`` later rows.
+        """
+        if unit == EXAMPLE:
+            needed = self.records_of_row()
+            if needed is not None and needed <= records:
+                return
+            for name, history in self._histories().items():
+                how = (
+                    f"state in how many later rows a row's value may be (history.rows), or protect {self._owner()}"
+                    if history.rows is None
+                    else f"plan with records = {needed}, or protect {self._owner()}"
+                )
+                raise ValueError(f"{name!r} is made from other rows, which unit 'example' does not protect: {how}")
+        for name, history in self._histories().items():
+            if not set(self.unit) <= set(history.of or self.unit):
+                raise ValueError(
+                    f"{name!r} is made from rows that share {list(history.of)}, but a {unit} owns only those that "
+                    f"share {list(self.unit)}: make the unit coarser, or leave the column out"
+                )
+
+    def _histories(self) -> dict[str, History]:
+        fields: dict[str, Numeric | Categorical] = {**self.numeric, **self.categorical}
+        return {name: field.history for name, field in fields.items() if field.history is not None}
+
+    def _owner(self) -> str:
+        return repr(self.protected_unit) if self.unit else "a unit that owns those rows"
 
     def without_labels(self) -> "Schema":
         """Returns what is needed to read the features alone, of rows whose unit, time and labels may be missing."""

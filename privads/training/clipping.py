@@ -15,8 +15,8 @@ McMahan et al. 2018 (arXiv 1710.06963, section 3.3).
 
 import inspect
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,14 +27,15 @@ from opacus.utils.module_utils import has_trainable_params
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from privads.training.contribution import Contribution, Owners
+from privads.training.contribution import Contribution, Owners, Rule
 from privads.training.lookups import Lookups
-from privads.training.rules import RULES, Sampler, by_functorch, per_sample
-from privads.training.supported import named, refusal, refusal_of_layers, rows_second
-from privads.training.tables import TABLES, SparseSum, positional, tables_of
+from privads.training.refusals import UnsupportedModel, layer_name, refuse_layers, refuse_parameters, rows_second
+from privads.training.rules import RULES, TABLE_RULES, Sampler, by_functorch, per_sample
+from privads.training.tables import RunsOfBatch, SparseSum, positional, tables_of
+
+__all__ = ["ClippedSums", "UnitGradients", "UnsupportedModel"]
 
 _Inputs = tuple[Tensor | None, ...]
-_Found = tuple[nn.Module, Contribution]
 
 _RECURRENT = (DPRNN, DPLSTM, DPGRU)
 """Opacus's recurrent layers hold their cells' parameters under other names: the cells' own layers compute."""
@@ -43,26 +44,34 @@ _WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.floa
 """What a layer may give, and in what its norms and sums are computed."""
 
 
-class UnsupportedModel(ValueError):  # noqa: N818
-    """A model whose units' gradients cannot be told apart; the message names the layer and what to do."""
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ClippedSums:
-    """What the units of a batch add up to.
+    """What the units of a batch add up to, or those of a part of one: parts are added with ``+``.
 
     sums: per parameter, the sum over units of their clipped gradients; a table's is sparse, and a parameter without a
-    contribution is missing.
+    contribution is left out.
     within: (units,) bool, whose norm was at most its clip norm (by group: both of them); all, where nothing is clipped.
-    touched: per table, (n, 1) values: the sum over units u of v_u, the indicator of the rows of all tables together
-    that u reads, each counted once, divided by the root of how many they are, and rounded so that ``||v_u||_2 <= 1``.
-    Whether a unit counts does not depend on its gradient. Reads of a padding_idx, of rows of padding and of tables
-    without a part in the loss do not count. None where it was not asked for.
+    touched: per table, (n, 1) counts of used rows: the sum over units u of v_u, which is ``1 / sqrt(m)``, rounded down,
+    at each of the m rows, of all tables together, that u reads, so that ``||v_u||_2 <= 1``. Whether a unit counts does
+    not depend on its gradient. Reads of a padding_idx, by rows of padding, and of tables without a part in the loss do
+    not count.
     """
 
-    sums: dict[Tensor, Tensor | SparseSum]
-    within: Tensor
-    touched: dict[Tensor, SparseSum] | None
+    sums: Mapping[Tensor, Tensor | SparseSum]
+    within: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    touched: Mapping[Tensor, SparseSum] = field(default_factory=dict)
+
+    def __add__(self, other: "ClippedSums") -> "ClippedSums":
+        return ClippedSums(
+            sums=_added(self.sums, other.sums),
+            within=torch.cat([self.within, other.within]),
+            touched=_added(self.touched, other.touched),
+        )
+
+
+def _added(one: Mapping[Tensor, Any], two: Mapping[Tensor, Any]) -> dict[Tensor, Any]:
+    both = {key: one[key] + two[key] for key in one if key in two}
+    return {**one, **two, **both}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +92,8 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
     - the norm of what one unit adds to all sums together is at most ``clip_norm``, in floating point;
     - the sums equal those of a loop over units, one backward pass each;
     - a unit whose gradient is not finite adds zero, and changes nothing else;
-    - a layer that took no part in the loss adds zero, never the last batch's gradient.
+    - a layer that took no part in the loss adds zero, never the last batch's gradient;
+    - what one unit adds to the counts of used rows has a length of at most 1, in floating point.
 
     The forward pass may run under `torch.autocast` in bfloat16: what the layers took and gave is made float32 before it
     is multiplied, and norms are those of the numbers that are added up.
@@ -92,13 +102,11 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
     def __init__(self, model: nn.Module) -> None:
         self._calls: list[_Call] = []
         self._samplers: dict[nn.Module, Sampler] = {}
-        why = refusal(model)
-        if why is None:
-            layers = list(self.iterate_submodules(model))
-            whole = [one for one in layers if type(one) not in RULES and _sampler(one) is by_functorch]
-            why = refusal_of_layers(model, layers, whole=whole) or _refusal_of_sharing(model, layers)
-        if why is not None:
-            raise UnsupportedModel(why)
+        self.runs_of = RunsOfBatch()
+        refuse_layers(model)
+        layers = list(self.iterate_submodules(model))
+        whole = [one for one in layers if not _has_rule(one) and _sampler(one) is by_functorch]
+        refuse_parameters(model, layers, whole=whole)
         trained = [one for one in model.parameters() if one.requires_grad]
         tables = tables_of(model)
         self._mixed = 0 < len(tables) < len(trained)
@@ -109,14 +117,14 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         """Attach one forward hook to every layer with trained parameters of its own."""
         self.autograd_grad_sample_hooks = self._module.autograd_grad_sample_hooks = []
         for module in self.iterate_submodules(self._module):
-            if type(module) not in RULES:
+            if not _has_rule(module):
                 self._samplers[module] = _sampler(module)
             self.autograd_grad_sample_hooks.append(module.register_forward_hook(self._capture, with_kwargs=True))
         self.enable_hooks()
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
         """Yields the layers with trained parameters of their own; of those with a rule or handled whole, no part."""
-        if type(module) not in RULES:
+        if not _has_rule(module):
             inside = super().iterate_submodules(module)
             yield from (one for one in inside if type(one) not in _RECURRENT)
         elif has_trainable_params(module):
@@ -128,7 +136,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
             return
         if not isinstance(output, Tensor) or not all(isinstance(one, Tensor | None) for one in forward_input):
             raise UnsupportedModel(
-                f"{named(self._module, module)} holds parameters of its own but does not map tensors to a tensor: "
+                f"{layer_name(self._module, module)} holds parameters of its own but does not map tensors to a tensor: "
                 "move its parameters into a layer such as nn.Linear"
             )
         if not output.requires_grad:
@@ -140,14 +148,15 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
     def _capture(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if kwargs and inspect.signature(module.forward).bind(*args, **kwargs).kwargs:
             raise UnsupportedModel(
-                f"{named(self._module, module)} was called with {list(kwargs)} and without an argument before them: "
-                "pass every argument up to the last, None where there is none"
+                f"{layer_name(self._module, module)} was called with {list(kwargs)} and without an argument before "
+                "them: pass every argument up to the last, None where there is none"
             )
         self.capture_activations_hook(module, positional(module, args, kwargs), output)
 
     def forget(self) -> None:
         """Drop what was kept of earlier calls."""
         self._calls.clear()
+        self.runs_of.forget()
 
     @property
     def precision(self) -> float:
@@ -179,37 +188,20 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         # Autocast would round products: norms must be those of the numbers that are added up.
         with torch.autocast(losses.device.type, enabled=False):
             found = self._contributions(losses, Owners(owners, units))
-            factors, within = self._factors(found, losses, units, clip_norm, per_group=per_group)
+            split = per_group and self._mixed
+            groups = [[one for one in found if isinstance(one, Lookups) == which] for which in (True, False)]
+            bound = clip_norm / math.sqrt(2) if split else clip_norm
             sums: dict[Tensor, Tensor | SparseSum] = {}
-            for (_, contribution), by_unit in zip(found, factors, strict=True):
-                sums.update(contribution.weighted_sums(by_unit))
-            touched = None if touching is None else _touched([one for _, one in found], real, units)
-        return ClippedSums(sums, within[:real], touched)
+            within = torch.ones(units, dtype=torch.bool, device=losses.device)
+            for group in groups if split else [found]:
+                factors, below = _factors(group, units, bound, losses.device)
+                within &= below
+                for contribution in group:
+                    sums.update(contribution.weighted_sums(factors))
+            touched = {} if touching is None else _touched(found, real, units)
+        return ClippedSums(sums=sums, within=within[:real], touched=touched)
 
-    def _factors(
-        self, found: list[_Found], losses: Tensor, units: int, clip_norm: float, *, per_group: bool
-    ) -> tuple[list[Tensor], Tensor]:
-        """Returns (for each contribution the (units,) factors of its group, (units,) bool whether all were within)."""
-        within = torch.ones(units, dtype=torch.bool, device=losses.device)
-        if math.isinf(clip_norm):
-            return [torch.ones(units, device=losses.device)] * len(found), within
-        several = per_group and self._mixed
-        bound = clip_norm / math.sqrt(2) if several else clip_norm
-        groups = [several and type(module) in TABLES for module, _ in found]
-        factors: dict[bool, Tensor] = {}
-        for group in set(groups):
-            squares = torch.zeros(units, dtype=torch.float64, device=losses.device)
-            for (_, contribution), its_group in zip(found, groups, strict=True):
-                if its_group == group:
-                    squares += contribution.squared_norms()
-            norms = squares.sqrt()
-            # Compared, not divided first: NaN and infinity fall through to 0.
-            below = norms <= bound
-            factors[group] = torch.where(below, 1.0, torch.nan_to_num(bound / norms, nan=0.0)).float()
-            within &= below
-        return [factors[group] for group in groups], within
-
-    def _contributions(self, losses: Tensor, owners: Owners) -> list[_Found]:
+    def _contributions(self, losses: Tensor, owners: Owners) -> list[Contribution]:
         if not self._calls:
             raise RuntimeError(
                 "no layer was called in training mode since the batch was drawn: call model.train() and compute the "
@@ -225,7 +217,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
                 by_module.setdefault(call.module, []).append(self._checked(call, gradient.detach(), len(owners.of)))
         self.disable_hooks()  # functorch calls layers again
         try:
-            return [(module, self._contribution(module, uses, owners)) for module, uses in by_module.items()]
+            return [self._contribution(module, uses, owners) for module, uses in by_module.items()]
         finally:
             self.enable_hooks()
 
@@ -233,13 +225,13 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         """Returns one use of a layer, in float32 or wider."""
         if any(one is not None and one._version != was for one, was in zip(call.inputs, call.versions, strict=True)):
             raise UnsupportedModel(
-                f"the input of {named(self._module, call.module)} was changed in place after it was used; make it a "
-                "copy"
+                f"the input of {layer_name(self._module, call.module)} was changed in place after it was used; make "
+                "it a copy"
             )
         if gradient.dtype == torch.float16:
             raise UnsupportedModel(
-                f"{named(self._module, call.module)} gave float16, whose gradients need a loss scaling that clipping "
-                "would undo: use torch.autocast(dtype=torch.bfloat16)"
+                f"{layer_name(self._module, call.module)} gave float16, whose gradients need a loss scaling that "
+                "clipping would undo: use torch.autocast(dtype=torch.bfloat16)"
             )
         inputs = call.inputs
         if call.module in self._rows_second:
@@ -247,7 +239,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
             gradient = gradient.transpose(0, 1)
         if gradient.shape[:1] != (rows,) or gradient.dtype not in _WIDE:
             raise UnsupportedModel(
-                f"{named(self._module, call.module)} gave {tuple(gradient.shape)} of {gradient.dtype}: the first "
+                f"{layer_name(self._module, call.module)} gave {tuple(gradient.shape)} of {gradient.dtype}: the first "
                 f"dimension must be the {rows} rows, in bfloat16, float32 or float64"
             )
         wide = _WIDE[gradient.dtype]
@@ -255,16 +247,38 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         return inputs, gradient.to(wide)
 
     def _contribution(self, module: nn.Module, uses: list[tuple[_Inputs, Tensor]], owners: Owners) -> Contribution:
-        rule = RULES.get(type(module)) or partial(per_sample, sampler=self._samplers[module])
         try:
-            return rule(module, uses, owners)
+            return self._rule_of(module)(module, uses, owners)
         except torch.OutOfMemoryError:
             raise
         except (NotImplementedError, RuntimeError) as error:
             why = str(error).splitlines()[0]
             raise UnsupportedModel(
-                f"the gradients of {named(self._module, module)} cannot be computed row by row: {why}"
+                f"the gradients of {layer_name(self._module, module)} cannot be computed row by row: {why}"
             ) from error
+
+    def _rule_of(self, module: nn.Module) -> Rule:
+        if type(module) in TABLE_RULES:
+            rule = TABLE_RULES[type(module)]
+            return lambda module, uses, owners: rule(module, uses, owners, self.runs_of)
+        return RULES.get(type(module)) or partial(per_sample, sampler=self._samplers[module])
+
+
+def _has_rule(module: nn.Module) -> bool:
+    return type(module) in RULES or type(module) in TABLE_RULES
+
+
+def _factors(group: list[Contribution], units: int, clip_norm: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns (units,) what each unit's gradient in a group of layers is multiplied with, and whether it was within."""
+    if math.isinf(clip_norm):
+        return torch.ones(units, device=device), torch.ones(units, dtype=torch.bool, device=device)
+    squares = torch.zeros(units, dtype=torch.float64, device=device)
+    for contribution in group:
+        squares += contribution.squared_norms()
+    norms = squares.sqrt()
+    within = norms <= clip_norm
+    # Compared, not divided first: NaN and infinity fall through to 0.
+    return torch.where(within, 1.0, torch.nan_to_num(clip_norm / norms, nan=0.0)).float(), within
 
 
 def _sampler(module: nn.Module) -> Sampler:
@@ -292,15 +306,3 @@ def _touched(contributions: list[Contribution], real: int, units: int) -> dict[T
             indicators = SparseSum(indicators.ids[read], indicators.values[read], indicators.rows)
         found[table.table] = indicators
     return found
-
-
-def _refusal_of_sharing(model: nn.Module, layers: list[nn.Module]) -> str | None:
-    owner: dict[nn.Parameter, nn.Module] = {}
-    for module in layers:
-        for parameter in module.parameters():
-            if owner.setdefault(parameter, module) is not module:
-                return (
-                    f"{named(model, module)} shares a parameter with {named(model, owner[parameter])}: "
-                    "use the same layer in both places instead of two layers with one parameter"
-                )
-    return None

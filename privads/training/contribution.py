@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from privads.training.tables import SparseSum
+from privads.training.tables import Runs, SparseSum
 
 ROUNDING = 1e-5
 """Relative error granted to float32 sums and products, of the size that they would have without cancellation."""
@@ -95,6 +95,9 @@ class Owners:
 
 
 Rule = Callable[[Any, Uses, Owners], Contribution]
+
+RunsOf = Callable[[Tensor], Runs]
+TableRule = Callable[[Any, Uses, Owners, RunsOf], Contribution]
 
 
 def sum_by(values: Tensor, groups: Tensor, count: int) -> Tensor:

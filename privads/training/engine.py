@@ -2,25 +2,28 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from accounting import mechanisms
 from accounting.budget import EXAMPLE
 from accounting.ledger import Charge, Entry, Ledger
-from privads.batch import Batch, Rows, joined, padding
+from privads.batch import Batch, Rows
 from privads.noise import Randomness
-from privads.training.clipping import UnitGradients, UnsupportedModel
+from privads.training.adaptive import ClipNorm
+from privads.training.batches import Sampled, Source
+from privads.training.clipping import ClippedSums, UnitGradients, UnsupportedModel
 from privads.training.optimizer import PlanOptimizer
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss, check_shape, probe
 from privads.training.run import Facts, Run
-from privads.training.sampling import Draw, sampler_for
-from privads.training.tables import LazyTables, SparseSum, check_plain_sgd
+from privads.training.sampling import sampler_for
+from privads.training.selection import SelectedTables, check_selectable, selection
+from privads.training.tables import LazyTables, check_plain_sgd, tables_of
+from privads.training.uses import touched_by_all
 
 _State = Literal["new", "ready", "drawn", "summed", "finished"]
 
@@ -36,7 +39,8 @@ class PrivateEngine:
     >>> # run = engine.finish()
 
     ledger: may be left out only for data that the schema declares public. insecure_seed: makes batches and noise
-    repeatable, and is refused on data that are not public. purpose: what the ledger's entry says.
+    repeatable, and is refused on data that are not public. secure: noise against attacks on its floating-point numbers,
+    see `Randomness`. purpose: what the ledger's entry says.
     """
 
     def __init__(
@@ -45,14 +49,17 @@ class PrivateEngine:
         *,
         ledger: Ledger | None = None,
         insecure_seed: int | None = None,
+        secure: bool = False,
         purpose: str = "train",
     ) -> None:
         self.plan, self.ledger, self.purpose = plan, ledger, purpose
-        self.randomness = Randomness(insecure_seed=insecure_seed)
+        self.randomness = Randomness(insecure_seed=insecure_seed, secure=secure)
         self.steps_done = 0
         self._state: _State = "new"
-        self._sums: dict[Tensor, Tensor | SparseSum] = {}
-        self._lazy: LazyTables | None = None
+        self._sums: ClippedSums | None = None
+        self._within: list[Tensor] = []
+        self._clip = ClipNorm(plan, self.randomness)
+        self._tables: LazyTables | SelectedTables | None = None
         self._average: list[Tensor] = []
 
     def make_private(
@@ -69,12 +76,10 @@ class PrivateEngine:
         self._gradients = UnitGradients(model)
         try:
             probe(model, loss, rows.schema, self._gradients)
-            if self.plan.table_noise == "lazy":
-                self._lazy = LazyTables(model, optimizer, self.plan, self.randomness)
+            self._tables = self._tables_for(model, optimizer)
             self.model, self.rows, self.loss_probed = model, rows, loss is not None
-            self._device = next(model.parameters()).device
             self._optimizer = PlanOptimizer(
-                optimizer, self.plan, self.randomness, self._take_sums, self._after_step, self._lazy
+                optimizer, self.plan, self.randomness, self._clip, self._take_sums, self._after_step, self._tables
             )
             self._kept = {name: one.clone() for name, one in self._untrained().items()}
             self._versions = self._weights_now()
@@ -88,8 +93,15 @@ class PrivateEngine:
         # Dropout draws from torch's own generator, by row: a seed that others know would undo the unit's anonymity.
         torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else seed)
         self._started = time.monotonic()
-        units = np.arange(len(rows.units)) if self._unit == EXAMPLE else rows.units
-        self._sampler = sampler_for(self.plan, units, self.randomness.generator)
+        generator = self.randomness.generator
+        sampled = Sampled.of(rows, self.plan, by_row=self._unit == EXAMPLE, generator=generator)
+        sampler = sampler_for(self.plan, sampled.units, generator)
+        self._source = Source(sampled, sampler, self.plan, next(model.parameters()).device)
+        if isinstance(self._tables, SelectedTables) and self.plan.private and self.plan.table_noise == "fest":
+            touched = touched_by_all(
+                model, sampled, sampled.units, rows_per_unit=self.plan.rows_per_unit, generator=generator
+            )
+            self._tables.select = selection(self.plan, _rows_of_tables(model), self.randomness, touched=touched)
         self._state = "ready"
         return model, self._optimizer, Batches(self)
 
@@ -99,12 +111,22 @@ class PrivateEngine:
         losses: (rows,), one number per row of the batch, without a mean. Once for each batch.
         """
         self._expect("drawn", "backward is called once for each batch, before optimizer.step()")
-        check_shape(losses, len(self._owners))
-        if self._drawn < len(losses):  # padding has no gradient, whatever the loss says of it
-            real = torch.arange(len(losses), device=losses.device) < self._drawn
+        part, plan = self._part, self.plan
+        check_shape(losses, len(part.owners))
+        if part.rows < len(losses):  # padding has no gradient, whatever the loss says of it
+            real = torch.arange(len(losses), device=losses.device) < part.rows
             losses = torch.where(real, losses, torch.zeros_like(losses))
-        found = self._gradients.clipped_sums(losses, self._owners, units=self._units, clip_norm=self.plan.clip_norm)
-        self._sums = found.sums if self._drawn else {}
+        found = self._gradients.clipped_sums(
+            losses,
+            part.owners,
+            units=part.units,
+            clip_norm=self._clip.now,
+            per_group=plan.clipping == "per-group",
+            touching=part.rows if self._counts_rows else None,
+        )
+        if part.rows:
+            self._sums = found if self._sums is None else self._sums + found
+        self._within.append(found.within[: part.sampled])
         self._state = "summed"
 
     def flush(self) -> None:
@@ -113,8 +135,8 @@ class PrivateEngine:
         ``model.state_dict()`` and `finish` do it by themselves, and a forward pass for the rows it reads. Only under
         ``table_noise="lazy"`` is anything owed.
         """
-        if self._lazy is not None:
-            self._lazy.flush()
+        if self._tables is not None:
+            self._tables.flush()
 
     def finish(self) -> Run:
         """Returns the run: takes the hooks off, puts the averaged weights into the model, and commits the charge."""
@@ -143,6 +165,7 @@ class PrivateEngine:
                 steps_done=self.steps_done,
                 seconds=time.monotonic() - self._started,
                 randomness=self.randomness.description,
+                floating_point=self.randomness.floating_point,
                 insecure_seed=self.randomness.insecure_seed,
                 optimizer=type(self._optimizer.original_optimizer).__name__,
                 learning_rate=float(groups[0]["lr"]),
@@ -150,47 +173,53 @@ class PrivateEngine:
             ),
         )
 
+    def _tables_for(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> LazyTables | SelectedTables | None:
+        """Returns what trains the tables, where dense noise does not."""
+        plan = self.plan
+        if plan.table_noise == "dense":
+            return None
+        if plan.table_noise == "lazy":
+            return LazyTables(model, optimizer, plan, self.randomness, self._gradients.runs_of)
+        select = selection(plan, _rows_of_tables(model), self.randomness)
+        return SelectedTables(model, optimizer, self.randomness, batch=plan.batch, select=select)
+
     def _detach(self) -> None:
         """Leave the model as any other: settled, and without hooks."""
         self._gradients.cleanup()
-        if self._lazy is not None:
-            self._lazy.detach()
+        if self._tables is not None:
+            self._tables.detach()
 
     def _draws(self) -> Iterator[Batch]:
-        """Yields the batches of the plan, one for each step."""
-        for draw in self._sampler.draws(self.plan.steps):
+        """Yields the batches of the plan's steps, in parts where it says so."""
+        for part in self._source.parts(self.plan.steps - self.steps_done):
             if self._state != "ready":
                 raise RuntimeError("every batch needs engine.backward(loss) and then optimizer.step(), once each")
             self._gradients.forget()
-            yield self._show(draw)
+            self._part, self._state = part, "drawn"
+            yield part.batch
         if self._state != "ready":
             raise RuntimeError("the last batch still needs engine.backward(loss) and optimizer.step()")
 
-    def _show(self, draw: Draw) -> Batch:
-        self._state = "drawn"
-        self._drawn, self._units = len(draw.row_numbers), max(draw.units, 1)
-        owners = draw.owners if len(draw.owners) else np.zeros(1, dtype=np.int64)  # an empty draw is a row of padding
-        self._owners = torch.from_numpy(owners).to(self._device)
-        if len(owners) == self._drawn:
-            return self.rows.take(draw.row_numbers).to(self._device)
-        filler = padding(self.rows.schema, len(owners) - self._drawn)
-        batch = joined(self.rows.take(draw.row_numbers), filler) if self._drawn else filler
-        return batch.to(self._device)
-
-    def _take_sums(self) -> Mapping[Tensor, Tensor | SparseSum]:
+    def _take_sums(self) -> ClippedSums | None:
+        """Returns the batch's sums; None while parts of it are still to come."""
         self._expect("summed", "optimizer.step() comes once for each batch, after engine.backward(loss)")
-        if self.steps_done >= self.plan.steps:
-            raise RuntimeError(
-                f"the plan's {self.plan.steps} steps are done: more need another plan, and its own charge"
-            )
         if self._versions != self._weights_now():
             raise RuntimeError(
                 "weights were changed outside optimizer.step(): only the step sees gradients after the noise"
             )
-        sums, self._sums = self._sums, {}
-        return sums
+        if not self._part.last:
+            self._state = "ready"
+            return None
+        if self.steps_done >= self.plan.steps:
+            raise RuntimeError(
+                f"the plan's {self.plan.steps} steps are done: more need another plan, and its own charge"
+            )
+        sums, self._sums = self._sums, None
+        return ClippedSums(sums={}) if sums is None else sums
 
     def _after_step(self) -> None:
+        self._clip.follow(torch.cat(self._within))
+        self._within = []
         self._state = "ready"
         self._versions = self._weights_now()
         self.steps_done += 1
@@ -221,7 +250,8 @@ class PrivateEngine:
     def _unit(self) -> str:
         if self.plan.budget is not None:
             return self.plan.budget.unit
-        return EXAMPLE if self.plan.rows_per_unit == 1 else self.rows.schema.protected_unit
+        by_row = self.plan.rows_per_unit == 1 and self.plan.records == 1
+        return EXAMPLE if by_row else self.rows.schema.protected_unit
 
     def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Rows) -> None:
         """Refuse what can be refused before a private row is read or the ledger is charged."""
@@ -235,6 +265,7 @@ class PrivateEngine:
             raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
         if self.plan.budget is not None:
             schema.check_unit(self.plan.budget.unit)
+            schema.check_history(self.plan.budget.unit, records=self.plan.records)
             if self.ledger is None and not schema.public:
                 raise ValueError(
                     f"training on data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)"
@@ -245,6 +276,8 @@ class PrivateEngine:
             raise UnsupportedModel("the optimizer must hold parameters of the model, and of nothing else")
         if self.plan.table_noise == "lazy":
             check_plain_sgd(model, optimizer)
+        elif self.plan.table_noise != "dense":
+            check_selectable(model, optimizer)
         rows.check()
 
     def _charge(self) -> Entry | None:
@@ -265,9 +298,18 @@ class PrivateEngine:
         self.ledger.open_rows(entry)
         return entry
 
+    @property
+    def _counts_rows(self) -> bool:
+        """Whether every batch's used rows decide which are trained; without privacy they are those themselves."""
+        return self.plan.table_noise == "adafest" or (self.plan.table_noise == "fest" and not self.plan.private)
+
     def _expect(self, state: _State, otherwise: str) -> None:
         if self._state != state:
             raise RuntimeError(otherwise)
+
+
+def _rows_of_tables(model: nn.Module) -> int:
+    return sum(len(table) for table in tables_of(model))
 
 
 class Batches:

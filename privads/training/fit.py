@@ -34,6 +34,7 @@ def fit(
     progress: Progress | None = None,
     seed: int = 0,
     insecure_seed: int | None = None,
+    secure: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Run:
     """Returns the run that trains ``model`` on ``train`` as ``plan`` says, evaluated on ``test`` where it is given.
@@ -41,6 +42,7 @@ def fit(
     ledger: charged in full before the first row is read; raises `BudgetExceeded` where it does not suffice.
     loss: (outputs, batch) -> (rows,); by default the log loss summed over tasks. optimizer: by default
     `default_optimizer`. seed: of the bootstrap. insecure_seed: repeatable batches and noise, on public data only.
+    secure: noise against attacks on its floating-point numbers, see `privads.noise.Randomness`.
     """
     if test is not None:
         check_same_data(train.schema, test.schema)
@@ -49,15 +51,18 @@ def fit(
     inner = default_optimizer(model, plan) if optimizer is None else optimizer
     schedule = warm_up(inner, plan) if optimizer is None else None
     purpose = f"train {type(model).__name__}"
-    engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, purpose=purpose)
+    engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, secure=secure, purpose=purpose)
     model, private, batches = engine.make_private(model, inner, train, loss=chosen_loss)
     with contextlib.nullcontext(_say_nothing) if progress is None else progress(plan) as show:
-        for step, batch in enumerate(batches, start=1):
+        for batch in batches:
+            before = engine.steps_done
             engine.backward(chosen_loss(model(batch), batch))
             private.step()
+            if engine.steps_done == before:
+                continue  # parts of the batch are still to come
             if schedule is not None:
                 schedule.step()
-            show(step)
+            show(engine.steps_done)
     run = engine.finish()
     facts = dataclasses.replace(
         run.facts,

@@ -1,6 +1,6 @@
 """The rules of tables: many lookups hand the gradient of one bag each to one row each of a table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from privads.training.contribution import (
     ROUNDING,
     Contribution,
     Owners,
+    RunsOf,
     Uses,
     ascending,
     squares,
@@ -28,9 +29,9 @@ class Lookups:
     """A table whose gradient at row i is ``sum over lookups m with id_m = i of weight_m g_{bag_m}``.
 
     ids: (m,). bags: (m,), or None where lookup m is bag m. weights: (m,), or None for 1. gradients g: (bags, dim).
-    owners: (bags,). One id may occur often in a unit: its lookups are added before squaring (Opacus's sampler of bags
-    drops repeats, and its norm of a padded embedding counts the padding). Lookups are sorted once, by id and then by
-    owner, for norms, sums and indicators.
+    owners: (bags,), the same for ``bags_per_row`` bags side by side. One id may occur often in a unit: its lookups are
+    added before squaring (Opacus's sampler of bags drops repeats, and its norm of a padded embedding counts the
+    padding). Lookups are sorted once, by id and then by owner, for norms, sums and indicators.
     """
 
     table: Tensor
@@ -40,9 +41,14 @@ class Lookups:
     gradients: Tensor
     owners: Tensor
     units: int
+    runs_of: RunsOf
+    bags_per_row: int
 
     def squared_norms(self) -> Tensor:
         """(units,) squared norm of each unit's gradient, rounded up."""
+        if self._repeats is None and self.bags is None and self.weights is None and self.bags_per_row:
+            by_row = squares(self.gradients.view(-1, self.bags_per_row * self.gradients.shape[1])).double()
+            return sum_by(by_row, self.owners[:: self.bags_per_row], self.units) * (1 + ROUNDING)
         by_lookup = self._by_lookup(squares(self.gradients)).double()  # a unit may have any number of lookups
         if self.weights is not None:
             by_lookup = by_lookup * self.weights.square()
@@ -99,7 +105,7 @@ class Lookups:
     @cached_property
     def _runs(self) -> Runs:
         if ascending(self._owner_by_lookup):
-            return Runs.of(self.ids)
+            return self.runs_of(self.ids)
         by_owner = torch.argsort(self._owner_by_lookup, stable=True)
         runs = Runs.of(self.ids[by_owner])
         return Runs(runs.keys, by_owner[runs.order], runs.starts)
@@ -131,17 +137,17 @@ _Part = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
 """One use of a table: ids, bags, weights, gradients and owners of `Lookups`."""
 
 
-def fused_table(module: FusedTable, uses: Uses, owners: Owners) -> Contribution:
+def fused_table(module: FusedTable, uses: Uses, owners: Owners, runs_of: RunsOf) -> Contribution:
     """The rule of `FusedTable`: bag (row, field) of any length hands its gradient to each of its ids."""
     parts: list[_Part] = []
     for (ids, offsets), gradient in uses:
         lengths = offsets.diff()
         bags = None if bool((lengths == 1).all()) else torch.repeat_interleave(lengths)
         parts.append((ids, bags, None, gradient.reshape(-1, module.dim), owners.of.repeat_interleave(module.fields)))
-    return _lookups(module.weight, parts, owners.units)
+    return _lookups(module.weight, parts, owners.units, runs_of, bags_per_row=module.fields)
 
 
-def embedding(module: nn.Embedding, uses: Uses, owners: Owners) -> Contribution:
+def embedding(module: nn.Embedding, uses: Uses, owners: Owners, runs_of: RunsOf) -> Contribution:
     """The rule of `nn.Embedding` on (rows, ...): the padding row has no gradient."""
     parts: list[_Part] = []
     for (ids, *_), gradient in uses:
@@ -151,41 +157,42 @@ def embedding(module: nn.Embedding, uses: Uses, owners: Owners) -> Contribution:
             flat = flat[bags]
         by_bag = owners.of.repeat_interleave(ids.numel() // max(len(owners.of), 1))
         parts.append((flat, bags, None, gradient.reshape(-1, module.embedding_dim), by_bag))
-    return _lookups(module.weight, parts, owners.units)
+    return _lookups(module.weight, parts, owners.units, runs_of, bags_per_row=1)
 
 
-def embedding_bag(module: nn.EmbeddingBag, uses: Uses, owners: Owners) -> Contribution:
+def embedding_bag(module: nn.EmbeddingBag, uses: Uses, owners: Owners, runs_of: RunsOf) -> Contribution:
     """The rule of `nn.EmbeddingBag`, sum or mean, one bag a row: called with ids (rows, n), or with ids and offsets."""
     parts: list[_Part] = []
     for inputs, gradient in uses:
-        ids, bags, weights = _bags(module, inputs, len(gradient))
-        real = ids != (-1 if module.padding_idx is None else module.padding_idx)
-        counted = sum_by(real.to(gradient.dtype), bags, len(gradient)).clamp(min=1)
-        share = gradient / counted[:, None] if module.mode == "mean" else gradient
-        parts.append((ids[real], bags[real], None if weights is None else weights[real], share, owners.of))
-    return _lookups(module.weight, parts, owners.units)
+        ids, bags = inputs[0].flatten(), torch.repeat_interleave(bag_lengths(module, inputs))
+        weights = inputs[2].flatten() if len(inputs) > 2 else None
+        if module.padding_idx is not None:
+            real = torch.nonzero(ids != module.padding_idx).flatten()
+            ids, bags, weights = ids[real], bags[real], None if weights is None else weights[real]
+        if module.mode == "mean":
+            gradient = gradient / torch.bincount(bags, minlength=len(gradient)).clamp(min=1)[:, None]
+        parts.append((ids, bags, weights, gradient, owners.of))
+    return _lookups(module.weight, parts, owners.units, runs_of, bags_per_row=1)
 
 
-def _bags(module: nn.EmbeddingBag, inputs: tuple[Any, ...], rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns (ids, bags, weights), each (m,), of a call ``module(ids[, offsets[, weights]])``."""
-    ids, offsets, weights = (*inputs, None, None)[:3]
-    weights = None if weights is None else weights.flatten()
+def bag_lengths(module: nn.EmbeddingBag, inputs: Sequence[Any]) -> Tensor:
+    """Returns (bags,) how many ids each bag of a call ``module(ids[, offsets[, weights]])`` has."""
+    ids, offsets = inputs[0], inputs[1] if len(inputs) > 1 else None
     if offsets is None:
-        each = torch.arange(rows, device=ids.device)
-        return ids.flatten(), each.repeat_interleave(ids.numel() // max(rows, 1)), weights
+        return torch.full((len(ids),), ids.shape[1], device=ids.device)
     ends = offsets if module.include_last_offset else torch.cat([offsets, offsets.new_tensor([len(ids)])])
-    return ids, torch.repeat_interleave(ends.diff()), weights
+    return ends.diff()
 
 
-def _lookups(table: Tensor, parts: list[_Part], units: int) -> Lookups:
+def _lookups(table: Tensor, parts: list[_Part], units: int, runs_of: RunsOf, *, bags_per_row: int) -> Lookups:
     if len(table) >= 1 << 31:
         raise NotImplementedError(f"a table of {len(table)} rows: split it into tables below 2^31 rows")
     if len(parts) == 1:
-        return Lookups(table, *parts[0], units)
+        return Lookups(table, *parts[0], units, runs_of, bags_per_row)
     every_bag, every_weight, before = [], [], 0
     for ids, bags, weights, gradients, _ in parts:
         every_bag.append(before + (torch.arange(len(ids), device=ids.device) if bags is None else bags))
         every_weight.append(torch.ones_like(ids, dtype=gradients.dtype) if weights is None else weights)
         before += len(gradients)
     ids, gradients, owners = (torch.cat([part[place] for part in parts]) for place in (0, 3, 4))  # type: ignore[misc]
-    return Lookups(table, ids, torch.cat(every_bag), torch.cat(every_weight), gradients, owners, units)
+    return Lookups(table, ids, torch.cat(every_bag), torch.cat(every_weight), gradients, owners, units, runs_of, 1)

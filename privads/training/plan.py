@@ -9,12 +9,17 @@ from dp_accounting import dp_event
 from accounting import calibrate, mechanisms
 from accounting.accountant import Bounds, epsilon
 from accounting.budget import EXAMPLE, Budget, PrivacyUnit
+from privads.training.event import COUNT_SHARE, Noises, count_margin, event_of, noises_for
+from privads.training.sizes import ROWS_PER_UNIT, default_largest_batch, schedule
 
-Sampler = Literal["poisson", "truncated-poisson"]
+Sampler = Literal["poisson", "truncated-poisson", "balls-in-bins"]
 """`privads.training.sampling` says what each means."""
 
-TableNoise = Literal["dense", "lazy"]
-"""`privads.training.tables` says what each means."""
+TableNoise = Literal["dense", "lazy", "adafest", "fest"]
+"""`privads.training.tables` says what the first two mean, `privads.training.selection` the others."""
+
+Clipping = Literal["flat", "per-group"]
+"""One bound on a unit's whole gradient, or ``1 / sqrt(2)`` of it each on its part in tables and in the network."""
 
 CLIP_NORM = 0.8
 """Bound on a unit's gradient. A row's input has a length of about 1 and its error is below 1, so few rows are clipped:
@@ -24,40 +29,6 @@ LEAST_CLIP_NORM = 1e-6
 """Far above where squares of float32 numbers underflow to 0, and with them the norms."""
 
 AVERAGING = 0.25
-SMALL_BATCH = 8192
-LARGEST_DEFAULT_BATCH = 32_768
-ROWS_PER_UNIT = 8
-
-COUNT_SHARE = 0.01
-"""The share of a budget that pays for knowing that a log has at most ``most_units`` units."""
-
-
-def default_batch(population: int) -> int:
-    """Returns ``min(max(population / 5, min(population / 2, 8192)), 32768)``.
-
-    At the same number of rows large batches need less noise in all; small populations can afford half of their units.
-    """
-    return max(1, min(max(population // 5, min(population // 2, SMALL_BATCH)), LARGEST_DEFAULT_BATCH))
-
-
-def default_largest_batch(batch: int, population: int, most_units: int) -> int:
-    """Returns ``min(ceil(b + 6 sqrt(b)), most_units)``, b = batch most_units / population: hardly ever is one cut."""
-    expected = batch * most_units / population
-    return min(math.ceil(expected + 6 * math.sqrt(expected)), most_units)
-
-
-def count_margin(*, epsilon: float, delta: float) -> int:
-    """Returns ``ceil(ln(2 / delta) / epsilon)``: by how much a private count of the units may be off.
-
-    The released count is the true one, plus this margin, plus noise that is beyond the margin on either side with a
-    probability below ``delta / 2`` (`privads.training.sampling.at_most`).
-    """
-    return math.ceil(math.log(2 / delta) / epsilon)
-
-
-def default_steps(population: int) -> int:
-    """Returns ``min(300 max(1, sqrt(population / 100000)), 6000)``: about 5 epochs at 40 million units."""
-    return min(round(300 * max(1.0, math.sqrt(population / 1e5))), 6000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +42,28 @@ class TrainPlan:
     batch: expected units per step. rows_per_unit: most rows that a unit brings to a batch. clip_norm: bound on a
     unit's gradient. noise_multiplier: noise std / clip_norm. learning_rate: of the default optimizer; None takes its
     own rule. averaging: the share of the last iterates whose mean is the model; 0 takes the last iterate.
+    rows_at_once: a batch of more rows is read, and its gradients summed, in parts of at most so many.
+
+    records: above 1, rows are sampled and clipped one by one, and a unit has at most ``records`` of them, a choice made
+    once; population and batch then count rows. Under unit `example` it is one more than the later rows that a row's
+    value enters, see `Schema.check_history`. The event is `accounting.mechanisms.user_level` of that of single rows.
+
+    clipping: "per-group" bounds a unit's gradient in tables and in the network by ``clip_norm / sqrt(2)`` each.
+    clip_quantile: the clip norm starts at ``clip_norm`` and follows this quantile of the units' norms
+    (`privads.training.adaptive`), from a count of clipped units whose noise is ``count_noise_multiplier / 2``.
+
     table_noise: "dense" noises every row of every table at every step; "lazy" owes a row its noise until it is next
-    read, for plain SGD on tables and the last iterate. The released model has the same law, and the event is the same.
+    read, for plain SGD on tables and the last iterate: the released model has the same law, and the event is the same.
+    "adafest" changes only the rows that enough units of a batch use, "fest" those that enough units of the whole log
+    use: the counts of uses, to which a unit adds a vector of length at most 1, get noise of
+    ``selection_noise_multiplier``, and a row is used where its count is at least ``selection_threshold`` (None:
+    `privads.training.selection.default_threshold`).
 
     sampler: "truncated-poisson" gives every batch one shape: of more than ``largest_batch`` units a random
     ``largest_batch`` stay, of fewer the rest is padding. Then one unit can push another one out, and how often depends
     on how many units there really are. So ``most_units`` states how many there are at most, above the population; a
     hundredth of the budget pays for a private count, and a log of more units is thinned at random to fewer than that.
+    "balls-in-bins" deals all units out to ``population / batch`` batches at random, and again in each epoch.
 
     A plan that costs more than its budget, or whose sampler is not the one its event describes, cannot be built.
     """
@@ -95,31 +81,18 @@ class TrainPlan:
     table_noise: TableNoise = "dense"
     largest_batch: int | None = None
     most_units: int | None = None
+    rows_at_once: int | None = None
+    records: int = 1
+    clipping: Clipping = "flat"
+    clip_quantile: float | None = None
+    count_noise_multiplier: float | None = None
+    selection_noise_multiplier: float | None = None
+    selection_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.sampler not in get_args(Sampler):
-            raise ValueError(
-                f"sampler {self.sampler!r} cannot be accounted for: a plan samples by 'poisson' or "
-                "'truncated-poisson'. Shuffled or fixed batches cost several times the epsilon of Poisson sampling at "
-                "the same noise"
-            )
-        if self.table_noise not in get_args(TableNoise):
-            raise ValueError(f"table_noise must be 'dense' or 'lazy', got {self.table_noise!r}")
-        if self.table_noise == "lazy" and self.averaging:
-            raise ValueError(
-                f"table_noise 'lazy' releases the last iterate: give averaging=0 with it, got {self.averaging}"
-            )
-        for name in ("population", "batch", "steps", "rows_per_unit"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.batch > self.population:
-            raise ValueError(f"batch must be at most the population of {self.population}, got {self.batch}")
-        if not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging must be in [0, 1), got {self.averaging}")
+        self._check_choices()
+        self._check_numbers()
         self._check_truncation()
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.budget is None:
             if self.noise_multiplier != 0 or not math.isinf(self.clip_norm):
                 raise ValueError("a plan without a budget neither clips nor adds noise: use TrainPlan.without_privacy")
@@ -131,6 +104,7 @@ class TrainPlan:
             raise ValueError(
                 f"under unit 'example' a unit is one row: rows_per_unit must be 1, got {self.rows_per_unit}"
             )
+        self._check_other_noises()
         if self.spent.upper > self.budget.epsilon:
             raise ValueError(f"this plan costs epsilon {self.spent.upper:.4g}, more than its budget of {self.budget}")
 
@@ -150,16 +124,21 @@ class TrainPlan:
         sampler: Sampler = "poisson",
         largest_batch: int | None = None,
         most_units: int | None = None,
+        rows_at_once: int | None = None,
+        records: int = 1,
+        clipping: Clipping = "flat",
+        clip_quantile: float | None = None,
+        selection_noise_multiplier: float | None = None,
+        selection_threshold: float | None = None,
     ) -> Self:
         """Returns the plan with the least noise that keeps ``budget``.
 
         batch: expected units per step. epochs: ``steps = epochs * population / batch``. What is not given comes from
-        `default_batch` and its neighbors above, whose formulas read public facts only.
+        `privads.training.sizes` and the constants above, whose formulas read public facts only.
         """
         if not isinstance(population, int) or population < 1:
             raise ValueError(f"population must be a whole number of at least 1, got {population!r}")
         _check_budget(budget, population, most_units)
-        batch, steps = _schedule(population, batch, epochs)
         # Noise is found last: a plan without privacy is one that differs in nothing but what privacy adds.
         twin = cls.without_privacy(
             population=population,
@@ -173,10 +152,22 @@ class TrainPlan:
             sampler=sampler,
             largest_batch=largest_batch,
             most_units=most_units,
+            rows_at_once=rows_at_once,
+            records=records,
         )
-        clip_norm = CLIP_NORM if clip_norm is None else clip_norm
-        noise_multiplier = calibrate.noise_multiplier(lambda s: twin._event(budget, s, steps), budget)
-        return replace(twin, budget=budget, clip_norm=clip_norm, noise_multiplier=noise_multiplier)
+        noises = noises_for(twin, budget, counting=clip_quantile is not None, selection=selection_noise_multiplier)
+        found = noises(calibrate.noise_multiplier(lambda s: event_of(twin, budget, noises(s), twin.steps), budget))
+        return replace(
+            twin,
+            budget=budget,
+            clip_norm=CLIP_NORM if clip_norm is None else clip_norm,
+            noise_multiplier=found.gradients,
+            clipping=clipping,
+            clip_quantile=clip_quantile,
+            count_noise_multiplier=found.count,
+            selection_noise_multiplier=found.selection,
+            selection_threshold=selection_threshold,
+        )
 
     @classmethod
     def without_privacy(
@@ -193,28 +184,36 @@ class TrainPlan:
         sampler: Sampler = "poisson",
         largest_batch: int | None = None,
         most_units: int | None = None,
+        rows_at_once: int | None = None,
+        records: int = 1,
     ) -> Self:
-        """Returns the twin without privacy: the same sampler, model and loop, no clipping and no noise.
+        """Returns the twin without privacy: the same sampler, model and loop, no clipping, no selection, no noise.
 
         Its event is `NonPrivateDpEvent`, which every ledger refuses; it runs only on data declared public.
         """
-        batch, steps = _schedule(population, batch, epochs)
+        batch, steps = schedule(population, batch, epochs)
         if sampler == "truncated-poisson" and largest_batch is None and most_units is not None:
             largest_batch = default_largest_batch(batch, population, most_units)
+        if rows_per_unit is None:
+            rows_per_unit = 1 if unit == EXAMPLE or records > 1 else ROWS_PER_UNIT
+        if averaging is None:
+            averaging = AVERAGING if table_noise == "dense" else 0.0
         return cls(
             budget=None,
             population=population,
             batch=batch,
             steps=steps,
-            rows_per_unit=_rows_per_unit(unit, rows_per_unit),
+            rows_per_unit=rows_per_unit,
             clip_norm=math.inf,
             noise_multiplier=0.0,
             learning_rate=learning_rate,
-            averaging=_averaging(table_noise) if averaging is None else averaging,
+            averaging=averaging,
             table_noise=table_noise,
             sampler=sampler,
             largest_batch=largest_batch,
             most_units=most_units,
+            rows_at_once=rows_at_once,
+            records=records,
         )
 
     @property
@@ -224,8 +223,13 @@ class TrainPlan:
 
     @property
     def sampling_rate(self) -> float:
-        """Poisson inclusion probability q = batch / population."""
-        return self.batch / self.population
+        """Probability q with which a unit joins a batch: batch / population, or 1 / bins."""
+        return 1 / self.bins if self.sampler == "balls-in-bins" else self.batch / self.population
+
+    @property
+    def bins(self) -> int:
+        """Batches in an epoch, ``population / batch`` rounded down."""
+        return self.population // self.batch
 
     @property
     def event(self) -> dp_event.DpEvent:
@@ -236,7 +240,12 @@ class TrainPlan:
         """Returns what was executed after the first ``steps`` steps."""
         if self.budget is None:
             return mechanisms.non_private()
-        return self._event(self.budget, self.noise_multiplier, steps)
+        own = Noises(
+            gradients=self.noise_multiplier,
+            count=self.count_noise_multiplier,
+            selection=self.selection_noise_multiplier,
+        )
+        return event_of(self, self.budget, own, steps)
 
     @property
     def spent(self) -> Bounds:
@@ -245,24 +254,49 @@ class TrainPlan:
             raise ValueError("a plan without privacy has no epsilon")
         return epsilon(self.event, delta=self.budget.delta)
 
-    def _event(self, budget: Budget, noise_multiplier: float, steps: int) -> dp_event.DpEvent:
-        rate = self.sampling_rate
-        if self.largest_batch is None or self.most_units is None:
-            return mechanisms.dp_sgd(sampling_rate=rate, noise_multiplier=noise_multiplier, steps=steps)
-        counted = mechanisms.approximate_dp(epsilon=COUNT_SHARE * budget.epsilon, delta=COUNT_SHARE * budget.delta)
-        trained = mechanisms.truncated_dp_sgd(
-            sampling_rate=rate,
-            noise_multiplier=noise_multiplier,
-            steps=steps,
-            population=self.most_units,
-            largest_batch=self.largest_batch,
-        )
-        return mechanisms.composed(counted, trained)
+    def _check_choices(self) -> None:
+        if self.sampler not in get_args(Sampler):
+            raise ValueError(
+                f"sampler {self.sampler!r} cannot be accounted for: a plan samples by {_one_of(Sampler)}. Shuffled or "
+                "fixed batches cost several times the epsilon of Poisson sampling at the same noise"
+            )
+        for name, known in (("table_noise", TableNoise), ("clipping", Clipping)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} must be {_one_of(known)}, got {getattr(self, name)!r}")
+        if self.table_noise == "lazy" and self.averaging:
+            raise ValueError(
+                f"table_noise 'lazy' releases the last iterate: give averaging=0 with it, got {self.averaging}"
+            )
+        if self.records != 1 and self.sampler != "poisson":
+            raise ValueError(f"records above 1 are accounted for sampler 'poisson' only, not {self.sampler!r}")
+        if self.records != 1 and self.rows_per_unit != 1:
+            raise ValueError(
+                f"with records above 1 rows are sampled one by one: rows_per_unit must be 1, got {self.rows_per_unit}"
+            )
+
+    def _check_numbers(self) -> None:
+        for name in ("population", "batch", "steps", "rows_per_unit", "records"):
+            _check_count(name, getattr(self, name))
+        if self.records > mechanisms.MOST_RECORDS:
+            raise ValueError(f"records must be at most {mechanisms.MOST_RECORDS}, got {self.records}")
+        if self.batch > self.population:
+            raise ValueError(f"batch must be at most the population of {self.population}, got {self.batch}")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging must be in [0, 1), got {self.averaging}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.rows_at_once is not None:
+            _check_count("rows_at_once", self.rows_at_once)
+            if self.rows_at_once < self.rows_per_unit:
+                raise ValueError(
+                    f"rows_at_once must be at least rows_per_unit = {self.rows_per_unit}, as a unit's rows are summed "
+                    f"together, got {self.rows_at_once}"
+                )
 
     def _check_truncation(self) -> None:
         """Refuse limits that another sampler has no use for, and those under which the event would not hold."""
         given = {"largest_batch": self.largest_batch, "most_units": self.most_units}
-        if self.sampler == "poisson":
+        if self.sampler != "truncated-poisson":
             for name, value in given.items():
                 if value is not None:
                     raise ValueError(f"{name} is for sampler 'truncated-poisson' only, got {value!r}")
@@ -278,6 +312,30 @@ class TrainPlan:
             raise ValueError(f"most_units must be above the population of {self.population}, got {self.most_units}")
         if self.largest_batch > self.most_units:
             raise ValueError(f"largest_batch must be at most most_units = {self.most_units}, got {self.largest_batch}")
+
+    def _check_other_noises(self) -> None:
+        """Refuse a count without its noise, and noise for a count that is never made."""
+        selects = self.table_noise in ("adafest", "fest")
+        for name, needed, why in (
+            ("count_noise_multiplier", self.clip_quantile is not None, "clip_quantile"),
+            ("selection_noise_multiplier", selects, "table_noise 'adafest' and 'fest'"),
+        ):
+            value = getattr(self, name)
+            if needed and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise ValueError(f"{why} needs {name}, a positive number, got {value!r}")
+            if not needed and value is not None:
+                raise ValueError(f"{name} is for {why} only, got {value!r}")
+        if self.selection_threshold is not None:
+            if not selects:
+                raise ValueError("selection_threshold is for table_noise 'adafest' and 'fest' only")
+            if not math.isfinite(self.selection_threshold):
+                raise ValueError(f"selection_threshold must be finite, got {self.selection_threshold}")
+        if self.clip_quantile is None:
+            return
+        if not 0 < self.clip_quantile < 1:
+            raise ValueError(f"clip_quantile must be in (0, 1), got {self.clip_quantile}")
+        if self.clipping == "per-group":
+            raise ValueError("clip_quantile follows the norm of whole gradients: give clipping='flat' with it")
 
 
 def _check_budget(budget: Budget, population: int, most_units: int | None) -> None:
@@ -296,23 +354,11 @@ def _check_budget(budget: Budget, population: int, most_units: int | None) -> No
         )
 
 
-def _averaging(table_noise: TableNoise) -> float:
-    return 0.0 if table_noise == "lazy" else AVERAGING
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-def _rows_per_unit(unit: PrivacyUnit, rows_per_unit: int | None) -> int:
-    if rows_per_unit is not None:
-        return rows_per_unit
-    return 1 if unit == EXAMPLE else ROWS_PER_UNIT
-
-
-def _schedule(population: int, batch: int | None, epochs: float | None) -> tuple[int, int]:
-    """Returns (batch, steps)."""
-    batch = default_batch(population) if batch is None else batch
-    if not isinstance(batch, int) or not 1 <= batch <= population:
-        raise ValueError(f"batch must be a whole number in [1, population = {population}], got {batch!r}")
-    if epochs is None:
-        return batch, default_steps(population)
-    if not 0 < epochs < math.inf:
-        raise ValueError(f"epochs must be positive, got {epochs}")
-    return batch, max(1, round(epochs * population / batch))
+def _one_of(known: object) -> str:
+    *most, last = (repr(one) for one in get_args(known))
+    return f"{', '.join(most)} or {last}"

@@ -24,6 +24,7 @@ from privads.training.contribution import (
     Contribution,
     Owners,
     Rule,
+    TableRule,
     Uses,
     squares,
     without_dropped,
@@ -161,11 +162,15 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: linear,
     RNNLinear: linear,
     nn.LayerNorm: layer_norm,
+}
+"""The layers with a rule of their own; of a subclass nobody knows what its forward pass does."""
+
+TABLE_RULES: dict[type[nn.Module], TableRule] = {
     FusedTable: fused_table,
     nn.Embedding: embedding,
     nn.EmbeddingBag: embedding_bag,
 }
-"""The layers with a rule of their own; of a subclass nobody knows what its forward pass does."""
+"""The same for tables, whose ids may have been sorted before: their rules are told what sorts."""
 
 
 def _with_positions(values: Tensor) -> Tensor:

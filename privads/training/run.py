@@ -4,7 +4,7 @@ import dataclasses
 import math
 import platform
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,6 +33,9 @@ _CHUNK_ROWS = 1 << 16
 _JOINS = "every unit joins every batch independently with the stated probability"
 _SAMPLED = {
     "poisson": ((_JOINS, "PoissonSampler"),),
+    "balls-in-bins": (
+        ("in each epoch every unit joins exactly one batch, a uniformly random one", "BallsInBinsSampler"),
+    ),
     "truncated-poisson": (
         (f"{_JOINS}; of more than the largest batch a uniformly random choice stays", "TruncatedPoissonSampler"),
         ("fewer units than the plan's most_units are used, by a private count that the event holds", "at_most"),
@@ -52,6 +55,7 @@ class Facts:
     steps_done: int
     seconds: float
     randomness: str
+    floating_point: str
     insecure_seed: int | None
     optimizer: str
     learning_rate: float
@@ -175,14 +179,21 @@ class Run:
             unit=budget.unit,
             unit_columns=() if budget.unit == "example" else self.schema.unit,
             neighbors=budget.neighbors,
-            neighbors_definition=NEIGHBORS.format(
-                unit="one row" if budget.unit == "example" else f"all rows of one {budget.unit}"
-            ),
+            neighbors_definition=NEIGHBORS.format(unit=self._owned()),
             released=RELEASED,
             accountant=record.Accountant(method=spent.method, grid=spent.grid, library=library, version=number),
             epsilon_without_amplification=unamplified,
             profile=tuple(record.ProfilePoint(delta=d, epsilon=epsilon(event, delta=d).upper) for d in deltas),
         )
+
+    def _owned(self) -> str:
+        """Returns what neighbors differ in."""
+        budget, records = self.plan.budget, self.plan.records
+        if budget is None or budget.unit != "example":
+            return "all rows of one unit" if budget is None else f"all rows of one {budget.unit}"
+        if records == 1:
+            return "one row"
+        return f"one row, with the at most {records - 1} later rows that its values enter,"
 
     def _mechanism(self) -> record.Mechanism:
         plan, private = self.plan, self.plan.private
@@ -195,9 +206,9 @@ class Run:
             rows_per_unit=plan.rows_per_unit,
             clip_norm=plan.clip_norm if private else None,
             noise_multiplier=plan.noise_multiplier if private else None,
-            noise_std=plan.noise_multiplier * plan.clip_norm if private else None,
+            noise_std=plan.noise_multiplier * plan.clip_norm if private and plan.clip_quantile is None else None,
             randomness=self.facts.randomness,
-            floating_point="idealized: the proof is for real numbers; noise is drawn and added in float32",
+            floating_point=self.facts.floating_point,
         )
 
     def _assumptions(self) -> list[record.Assumption]:
@@ -210,11 +221,7 @@ class Run:
         facts, plan = self.facts, self.plan
         said = [
             *(say("enforced", *one) for one in _SAMPLED[plan.sampler]),
-            say(
-                "enforced",
-                "one unit adds at most clip_norm to a step's sum",
-                "UnitGradients, in floating point",
-            ),
+            *(say(*one) for one in self._about_clipping()),
             say("enforced", "the noised sum is divided by the plan's batch, a public number", "PlanOptimizer"),
             say(
                 "checked",
@@ -224,6 +231,9 @@ class Run:
         ]
         if self.entry is not None:
             said.append(say("enforced", "the budget was charged before the first row was read", "Ledger"))
+        if plan.table_noise in ("adafest", "fest"):
+            text = "which rows of tables are trained follows from noised counts alone, and each of them gets its noise"
+            said.append(say("enforced", text, "SelectedTables"))
         if plan.table_noise == "lazy":
             text = "what rows of tables owed of their noise was paid before the model was handed out"
             said.append(say("enforced", text, "LazyTables"))
@@ -246,6 +256,20 @@ class Run:
             text = f"the loop ended after {facts.steps_done} of {plan.steps} steps for a reason that is not in the rows"
             said.append(say("asserted", text, "the author of the training loop"))
         return said
+
+    def _about_clipping(self) -> Iterator[tuple[record.Status, str, str]]:
+        plan = self.plan
+        who = "unit" if plan.records == 1 else "row"
+        yield "enforced", f"one {who} adds at most clip_norm to a step's sum", "UnitGradients, in floating point"
+        if plan.clip_quantile is not None:
+            text = "the clip norm follows a noised count of clipped units, and the noise is that of the norm in use"
+            yield "enforced", text, "ClipNorm"
+        if plan.records > 1 and plan.budget is not None and plan.budget.unit != "example":
+            text = f"of each unit a choice of at most {plan.records} rows, made once, is ever sampled"
+            yield "enforced", text, "kept_rows"
+        elif plan.records > 1:
+            text = f"a row's values enter at most {plan.records - 1} later rows"
+            yield "asserted", text, "the author of the schema"
 
     def _not_covered(self) -> list[str]:
         if not self.plan.private:

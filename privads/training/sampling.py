@@ -1,4 +1,7 @@
-"""Poisson sampling of units, plain or cut to a largest batch, in time proportional to the batch."""
+"""Which units a batch holds: Poisson sampling, plain or cut to a largest batch, and balls in bins.
+
+The first two take time proportional to the batch, the last to the population, once in an epoch.
+"""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from privads.training.plan import COUNT_SHARE, TrainPlan, count_margin
+from privads.training.event import COUNT_SHARE, count_margin
+from privads.training.plan import TrainPlan
 
 Numbers = NDArray[np.int64]
 
@@ -18,29 +22,29 @@ class Draw:
     """One batch. row_numbers: (rows,), grouped by unit. owners: (rows + padding,) which of the ``units`` has each row.
 
     padding: so many rows without weight follow, to fill a fixed shape. ``units`` counts places: one may have no row.
+    sampled: so many places, the first ones, hold a unit of the log.
     """
 
     row_numbers: Numbers
     owners: Numbers
     units: int
+    sampled: int
     padding: int = 0
 
 
 class Sampler(Protocol):
     """Draws a plan's batches."""
 
-    def draw(self) -> Draw:
-        """Returns one batch."""
-        ...
-
     def draws(self, steps: int) -> Iterator[Draw]:
-        """Yields ``steps`` independent batches; one may be empty."""
+        """Yields ``steps`` batches; one may be empty."""
         ...
 
 
 def sampler_for(plan: TrainPlan, units: Numbers, generator: np.random.Generator) -> Sampler:
     """Returns the sampler that the plan's event describes. units: (rows,) who owns each row, as numbers from 0."""
     rate, rows_per_unit = plan.sampling_rate, plan.rows_per_unit
+    if plan.sampler == "balls-in-bins":
+        return BallsInBinsSampler(units, bins=plan.bins, rows_per_unit=rows_per_unit, generator=generator)
     if plan.largest_batch is None or plan.most_units is None:
         return PoissonSampler(units, sampling_rate=rate, rows_per_unit=rows_per_unit, generator=generator)
     among = None
@@ -74,7 +78,7 @@ class PoissonSampler:
         self, units: Numbers, *, sampling_rate: float, rows_per_unit: int, generator: np.random.Generator
     ) -> None:
         self.sampling_rate, self.rows_per_unit, self.generator = sampling_rate, rows_per_unit, generator
-        self._owned = _Owned(units)
+        self._owned = Owned(units)
 
     def draws(self, steps: int) -> Iterator[Draw]:
         """Yields ``steps`` independent batches; one may be empty."""
@@ -86,7 +90,7 @@ class PoissonSampler:
         size = int(self.generator.binomial(self._owned.units, self.sampling_rate))
         chosen = _subset(self.generator, self._owned.units, size)
         rows, owners = self._owned.rows_of(chosen, self.rows_per_unit, self.generator)
-        return Draw(row_numbers=rows, owners=owners, units=size)
+        return Draw(row_numbers=rows, owners=owners, units=size, sampled=size)
 
 
 class TruncatedPoissonSampler:
@@ -109,7 +113,7 @@ class TruncatedPoissonSampler:
     ) -> None:
         self.sampling_rate, self.rows_per_unit, self.generator = sampling_rate, rows_per_unit, generator
         self.largest_batch = largest_batch
-        self._owned, self._among = _Owned(units), among
+        self._owned, self._among = Owned(units), among
 
     def draws(self, steps: int) -> Iterator[Draw]:
         """Yields ``steps`` independent batches, all of one shape."""
@@ -129,8 +133,42 @@ class TruncatedPoissonSampler:
             row_numbers=rows,
             owners=np.concatenate([owners, filler]),
             units=self.largest_batch,
+            sampled=size,
             padding=len(filler),
         )
+
+
+class BallsInBinsSampler:
+    """In each epoch every unit joins exactly one of ``bins`` batches, a random one; the next epoch deals anew.
+
+    Unlike in a shuffled epoch, whose batches all have one size, one unit's place says nothing of another's (Chua et al.
+    2025, arXiv 2412.16802). The steps of an epoch that a run does not finish are never released, which costs no more.
+    """
+
+    def __init__(self, units: Numbers, *, bins: int, rows_per_unit: int, generator: np.random.Generator) -> None:
+        self.bins, self.rows_per_unit, self.generator = bins, rows_per_unit, generator
+        self._owned = Owned(units)
+
+    def draws(self, steps: int) -> Iterator[Draw]:
+        """Yields ``steps`` batches, from the start of an epoch on."""
+        for step in range(steps):
+            if step % self.bins == 0:
+                bin_of = self.generator.integers(0, self.bins, self._owned.units)
+                dealt = np.argsort(bin_of, kind="stable")  # units of one bin side by side, in rising order
+                ends = np.cumsum(np.bincount(bin_of, minlength=self.bins))
+            place = step % self.bins
+            chosen = dealt[0 if place == 0 else ends[place - 1] : ends[place]]
+            rows, owners = self._owned.rows_of(chosen, self.rows_per_unit, self.generator)
+            yield Draw(row_numbers=rows, owners=owners, units=len(chosen), sampled=len(chosen))
+
+
+def kept_rows(units: Numbers, most_rows: int, generator: np.random.Generator) -> Numbers:
+    """Returns the numbers of at most ``most_rows`` rows of each unit, a uniform choice, in order of the units.
+
+    units: (rows,) who owns each row. What is left out is never used: so an owner's rows are bounded once for all.
+    """
+    owned = Owned(units)
+    return owned.rows_of(np.arange(owned.units), most_rows, generator)[0]
 
 
 def at_most(
@@ -161,7 +199,7 @@ def at_most(
     return _subset(generator, units, size if size < most_units else 0)
 
 
-class _Owned:
+class Owned:
     """Which rows each unit owns, as places in a list: where they start, and how many they are."""
 
     def __init__(self, units: Numbers) -> None:
@@ -172,6 +210,7 @@ class _Owned:
 
     @property
     def units(self) -> int:
+        """How many there are."""
         return len(self._counts)
 
     def rows_of(self, chosen: Numbers, rows_per_unit: int, generator: np.random.Generator) -> tuple[Numbers, Numbers]:

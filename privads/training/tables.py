@@ -12,7 +12,8 @@ so a row settled after step a owes after step t the factor ``prod kept_s`` over 
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Self
@@ -44,12 +45,48 @@ class Runs:
 
     @classmethod
     def of(cls, keys: Tensor) -> Self:
-        """Returns the runs of ``keys`` (n,), each below 2^31; equal ones keep their order."""
-        ordered, order = torch.sort(keys.int(), stable=True)  # 32 bits: torch sorts them by radix, in half the time
+        """Returns the runs of ``keys`` (n,), each from 0 to 2^31 - 1; equal ones keep their order."""
+        if keys.device.type == "cpu":
+            return cls._by_numpy(keys)
+        ordered, order = torch.sort(keys.int(), stable=True)
         first = torch.ones_like(ordered, dtype=torch.bool)
         torch.ne(ordered[1:], ordered[:-1], out=first[1:])
         starts = torch.nonzero(first).flatten()
         return cls(ordered[starts].long(), order, starts)
+
+    @classmethod
+    def _by_numpy(cls, keys: Tensor) -> Self:
+        """Sorts key and place as one number, which is faster here than any sort that returns the places."""
+        places = max(len(keys) - 1, 1).bit_length()
+        both = np.left_shift(keys.numpy().astype(np.int64, copy=False), places)
+        both += np.arange(len(both))
+        both.sort()
+        order = both & ((1 << places) - 1)
+        both >>= places
+        starts = np.flatnonzero(both[1:] != both[:-1]) + 1
+        starts = np.concatenate([np.zeros(min(len(both), 1), dtype=np.int64), starts])
+        return cls(*(torch.from_numpy(one) for one in (both[starts], order, starts)))
+
+
+class RunsOfBatch:
+    """The runs of a tensor of keys, found once for a batch: noise that is owed, norms and sums all need them."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Tensor, int, Runs]] = []
+
+    def __call__(self, keys: Tensor) -> Runs:
+        """Returns ``Runs.of(keys)``; keys: (n,)."""
+        for known, version, runs in self._known:  # kept alive, so that its memory is no other tensor's
+            same = known.data_ptr() == keys.data_ptr() and known.shape == keys.shape and known.dtype == keys.dtype
+            if same and version == keys._version and known.stride() == keys.stride():
+                return runs
+        runs = Runs.of(keys)
+        self._known.append((keys, keys._version, runs))
+        return runs
+
+    def forget(self) -> None:
+        """Drop what is known: the next batch has other keys."""
+        self._known.clear()
 
 
 def sums_of_runs(values: Tensor, order: Tensor, starts: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -131,7 +168,7 @@ class _Debt:
     def __init__(self, steps: int) -> None:
         self.steps = 0
         self.variance, self.kept = np.zeros(steps + 1), np.ones(steps + 1)
-        self.decays = False
+        self.decays = self.noised = False
 
     def add(self, *, kept: float, noise_std: float) -> None:
         """Take one step: a factor, and noise of this standard deviation."""
@@ -140,7 +177,9 @@ class _Debt:
             self.decays = True
             self.variance[: self.steps] *= kept**2
             self.kept[: self.steps] *= kept
-        self.variance[: self.steps] += noise_std**2
+        if noise_std:
+            self.noised = True
+            self.variance[: self.steps] += noise_std**2
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,11 +207,16 @@ class LazyTables:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, plan: TrainPlan, randomness: Randomness
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plan: TrainPlan,
+        randomness: Randomness,
+        runs_of: Callable[[Tensor], Runs] = Runs.of,
     ) -> None:
         check_plain_sgd(model, optimizer)
+        self._runs_of = runs_of
         self._model, self._optimizer, self._plan, self._randomness = model, optimizer, plan, randomness
-        self._noise_std = plan.noise_multiplier * plan.clip_norm / plan.batch if plan.private else 0.0
         self._tables: dict[Tensor, _Table] = {}
         self._hooks: list[RemovableHandle] = []
         modules = tables_of(model)
@@ -195,13 +239,24 @@ class LazyTables:
     def __reduce__(self) -> NoReturn:
         self._refuse_copies()
 
-    def step(self, sums: Mapping[Tensor, Tensor | SparseSum]) -> None:
-        """Take one step of SGD with these clipped sums, and owe its noise to every row."""
+    @contextmanager
+    def stepping(
+        self, sums: Mapping[Tensor, Tensor | SparseSum], touched: object, *, noise_std: float
+    ) -> Iterator[None]:
+        """Take one step of SGD with these clipped sums, owe its noise to every row, and let the other weights step.
+
+        noise_std: of the noise on each number of the sums.
+        """
+        self.step(sums, noise_std=noise_std)
+        yield
+
+    def step(self, sums: Mapping[Tensor, Tensor | SparseSum], *, noise_std: float) -> None:
+        """Take one step of SGD with these clipped sums, and owe its noise, of this std on the sums, to every row."""
         check_plain_sgd(self._model, self._optimizer)  # a scheduler may have changed the momentum
         steps = {number: _step_of(self._optimizer.param_groups[number]) for number, _ in self._debts}
         for number, debt in self._debts:  # owed before anything is written: an interrupted step must not show its sums
             lr, kept = steps[number]
-            debt.add(kept=kept, noise_std=lr * self._noise_std)
+            debt.add(kept=kept, noise_std=lr * noise_std / self._plan.batch)
         with torch.no_grad():
             for weight, table in self._tables.items():
                 if weight in sums:
@@ -229,7 +284,7 @@ class LazyTables:
     def _before_read(self, table: _Table, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         ids = positional(module, args, kwargs)[0]
         if table.debt.steps:
-            self._settle(table, Runs.of(ids.detach().flatten()).keys)
+            self._settle(table, self._runs_of(ids.detach().flatten()).keys)
 
     def _before_saving(self, table: _Table, *_: object) -> None:
         self._flush(table)
@@ -243,7 +298,7 @@ class LazyTables:
     def _settle(self, table: _Table, rows: Tensor) -> None:
         """Pay what ``rows`` (n,), each named once, owe."""
         debt = table.debt
-        if not (self._noise_std or debt.decays):
+        if not (debt.noised or debt.decays):
             return
         since = table.settled.index_select(0, rows)
         owing = since < debt.steps
@@ -263,7 +318,7 @@ class LazyTables:
     def _noise_owed(self, table: _Table, rows: Tensor, since: Tensor) -> Tensor:
         """Returns (n, dim) the noise of all steps after ``since`` (n,), as the rows see it now."""
         like = table.weight.new_empty(len(rows), table.weight.shape[1])
-        if not self._noise_std:
+        if not table.debt.noised:
             return like.zero_()
         noise_std = torch.from_numpy(np.sqrt(table.debt.variance[: table.debt.steps])).to(like)
         return self._randomness.normal_like(like, noise_std=noise_std.index_select(0, since)[:, None])

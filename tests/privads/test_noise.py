@@ -1,5 +1,6 @@
 """Noise: its law, and that nothing repeats it."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from privads import noise
 from privads.noise import _PAIRS, Randomness
 
 SAMPLES = 20_000  # a chi-square test at alpha 1e-6 then catches a 5 % error of the std with miss probability < 1e-6
@@ -51,19 +53,77 @@ def test_values_apart_are_uncorrelated_and_so_are_their_squares(apart: int) -> N
 
 def test_uniforms_are_above_zero_and_reach_one() -> None:
     # the ends of 52 random bits: all ones is the least, and its logarithm is finite
-    source = Randomness()
     for word, expected in ((2**64 - 1, 2.0**-52), (0, 1.0)):
-        source._keystream.words = lambda count, word=word: np.full(count, word, dtype=np.uint64)  # type: ignore[method-assign]
-        assert (source._uniforms(4) == expected).all()
+        assert (noise._uniforms(np.full(4, word, dtype=np.uint64)) == expected).all()
 
 
-def test_a_forked_process_does_not_repeat_its_parents_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_fork(source: Randomness) -> tuple[np.ndarray, np.ndarray]:
+    """(noise, choices) that a forked child draws next."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        drawn = source.normal_like(torch.empty(8, dtype=torch.float64), noise_std=1.0).numpy().tobytes()
+        os.write(write, drawn + source.generator.random(8).tobytes())
+        os._exit(0)
+    os.waitpid(child, 0)
+    both = np.frombuffer(os.read(read, 128))
+    for end in (read, write):
+        os.close(end)
+    return both[:8], both[8:]
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+def test_a_forked_process_does_not_repeat_its_parents_noise_or_choices(
+    renewed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Randomness()
-    parent = source._keystream._process
-    before = source._keystream._stream
-    monkeypatch.setattr("os.getpid", lambda: parent + 1)  # as after a fork: the same memory in another process
-    source.normal_like(torch.empty(4), noise_std=1.0)
-    assert source._keystream._stream is not before
+    if not renewed:  # the fault
+        monkeypatch.setattr(noise, "_fresh", [])
+    drawn, chosen = in_a_fork(source)
+    again = source.normal_like(torch.empty(8, dtype=torch.float64), noise_std=1.0).numpy()
+    assert np.array_equal(drawn, again) != renewed
+    assert np.array_equal(chosen, source.generator.random(8)) != renewed
+
+
+# Secure
+
+
+def test_secure_noise_is_normal_with_the_stated_std_and_says_so() -> None:
+    source = Randomness(secure=True)
+    values = source.normal_like(torch.empty(SAMPLES), noise_std=2.5).numpy().astype(float)
+    assert std_is(values, 2.5)
+    assert stats.kstest(values / 2.5, "norm").pvalue > ALPHA
+    stds = torch.tensor([[0.1], [3.0]])
+    assert std_is(source.normal_like(torch.empty(2, SAMPLES), noise_std=stds).numpy()[1].astype(float), 3.0)
+    assert "the sum of four normals" in source.description
+
+
+def test_each_secure_normal_is_made_of_four_of_the_keystreams(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, draws = Randomness(secure=True), []
+    standard = source._standard_normal
+    monkeypatch.setattr(source, "_standard_normal", lambda *a: draws.append(standard(*a)) or draws[-1].copy())
+    found = source.normal_like(torch.empty(5, dtype=torch.float64), noise_std=2.0).numpy()
+    assert len(draws) == 4
+    assert found == pytest.approx(np.sum(draws, axis=0))  # 2 / sqrt(4)
+
+
+def test_one_normal_counted_four_times_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Randomness(secure=True)
+    one = source._standard_normal(SAMPLES, np.float64)
+    monkeypatch.setattr(source, "_standard_normal", lambda *_: one.copy())
+    assert not std_is(source.normal_like(torch.empty(SAMPLES), noise_std=2.5).numpy().astype(float), 2.5)
+
+
+def test_secure_noise_cannot_be_seeded() -> None:
+    with pytest.raises(ValueError, match="leave out insecure_seed, or secure"):
+        Randomness(insecure_seed=1, secure=True)
+
+
+def test_the_tails_of_float32_noise_are_those_of_a_normal() -> None:
+    # Beyond 4.5 there are 6.8e-6 of all: of 20 million 136 are expected, and the interval has probability 1 - 1e-6
+    values = Randomness().normal_like(torch.empty(20_000_000), noise_std=1.0)
+    many, chance = int((values.abs() > 4.5).sum()), 2 * stats.norm.sf(4.5)
+    assert stats.binom.ppf(ALPHA / 2, len(values), chance) <= many <= stats.binom.isf(ALPHA / 2, len(values), chance)
 
 
 def test_the_keystream_is_aes_in_counter_mode_under_fresh_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,10 +139,10 @@ def test_the_keystream_is_aes_in_counter_mode_under_fresh_keys(monkeypatch: pyte
 def test_shape_and_type_follow_the_reference() -> None:
     for shape in ((), (3,), (2, 5), (0, 4)):
         for dtype in (torch.float32, torch.float64):
-            noise = Randomness().normal_like(torch.empty(shape, dtype=dtype), noise_std=1.0)
-            assert noise.shape == shape
-            assert noise.dtype == dtype
-            assert torch.isfinite(noise).all()
+            drawn = Randomness().normal_like(torch.empty(shape, dtype=dtype), noise_std=1.0)
+            assert drawn.shape == shape
+            assert drawn.dtype == dtype
+            assert torch.isfinite(drawn).all()
 
 
 def test_two_draws_and_two_sources_differ() -> None:

@@ -181,3 +181,63 @@ def test_scoring_needs_no_labels_and_keeps_the_features() -> None:
 def test_a_time_format_that_is_none_is_refused_with_the_schema() -> None:
     with pytest.raises(ConfigError, match="time_format '%!' is no strptime format"):
         Schema.parse('time_format = "%!"\n' + ADS, source="ads.toml")
+
+
+# Features made from other rows
+
+
+def with_history(history: dict[str, object], **changes: object) -> Schema:
+    facts = {
+        "dataset": "x",
+        "population": 100,
+        "rows": 1000,
+        "unit": ["user"],
+        "labels": {"click": "click"},
+        "numeric": {"clicks_before": {"range": [0, 9], "history": history}},
+        **changes,
+    }
+    return Schema.load(facts)
+
+
+def test_a_users_own_history_is_protected_with_the_user() -> None:
+    with_history({}).check_history("user")
+    with_history({"of": ["user", "campaign"]}).check_history("user")
+
+
+def test_a_history_is_refused_where_a_single_row_is_protected() -> None:
+    with pytest.raises(ValueError, match=r"'clicks_before' is made from other rows.*or protect 'user'$"):
+        with_history({}).check_history("example", records=50)
+
+
+def test_a_history_of_few_later_rows_needs_the_event_of_one_record_more() -> None:
+    schema = with_history({"rows": 3})
+    for records in (1, 3):
+        with pytest.raises(ValueError, match="plan with records = 4, or protect 'user'"):
+            schema.check_history("example", records=records)
+    schema.check_history("example", records=4)
+
+
+def test_windows_over_the_same_rows_are_nested_and_over_others_add_up() -> None:
+    def field(rows: int, *of: str) -> dict[str, object]:
+        return {"range": [0, 9], "history": {"rows": rows, "of": list(of)}}
+
+    nested = with_history({"rows": 3}, numeric={"a": field(3), "b": field(5, "user")})
+    apart = with_history({"rows": 3}, numeric={"a": field(3), "b": field(5, "campaign")})
+    assert (nested.records_of_row(), apart.records_of_row()) == (6, 9)
+    assert with_history({}).records_of_row() is None
+    assert Schema.load(FACTS).records_of_row() == 1
+
+
+def test_a_history_of_a_user_is_refused_where_a_users_day_is_protected() -> None:
+    by_day = {"unit": ["user", "day"], "unit_name": "user-day"}
+    with pytest.raises(
+        ValueError, match=r"share \['user'\], but a user-day owns only those that share \['user', 'day'\]"
+    ):
+        with_history({"of": ["user"], "rows": 1}, **by_day).check_history("user-day", records=50)
+    with_history({}, **by_day).check_history("user-day")
+
+
+def test_a_history_of_rows_that_nobody_owns_says_whose() -> None:
+    with pytest.raises(ValueError, match="say whose, history.of"):
+        with_history({"rows": 3}, unit=[])
+    with_history({"rows": 3, "of": ["device"]}, unit=[]).check_history("example", records=4)

@@ -259,10 +259,9 @@ def test_owners_need_no_order_and_units_may_be_full(make: Callable[[], Case], or
 
 def test_a_table_whose_ids_need_more_than_32_bits_is_refused() -> None:
     table = nn.Embedding(2**31, 1, device="meta")
+    zero = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(NotImplementedError, match="split it into tables below"):
-        lookups.embedding(
-            table, [((torch.zeros(1, dtype=torch.int64),), torch.zeros(1, 1))], Owners(torch.zeros(1).long(), 1)
-        )
+        lookups.embedding(table, [((zero,), torch.zeros(1, 1))], Owners(zero, 1), Runs.of)
 
 
 def test_bags_without_an_id_have_no_sum() -> None:
@@ -547,7 +546,6 @@ def test_touched_sums_what_units_read_of_all_tables_each_normalized_to_one(order
     model, ids = tables()
     owners = ORDERS[order]
     touched = clipped(Case(model, lambda m: m(*ids)), 1.0, owners).touched
-    assert touched is not None
     assert set(touched) == {model.fused.weight, model.padded.weight, model.bag.weight}
     for found, expected in zip(touched.values(), expected_touched(ids, owners), strict=True):
         assert found.values.shape[1] == 1
@@ -555,12 +553,12 @@ def test_touched_sums_what_units_read_of_all_tables_each_normalized_to_one(order
         assert set(found.ids.tolist()) == set(expected.nonzero().flatten().tolist())
 
 
-def test_touched_is_none_unless_asked_for_and_empty_without_tables() -> None:
-    case = linear()
-    gradients = UnitGradients(case.model)
-    assert gradients.clipped_sums(case.forward(case.model), OWNERS, units=UNITS, clip_norm=1.0).touched is None
+def test_touched_is_empty_unless_asked_for_and_without_tables() -> None:
+    model, ids = tables()
+    gradients = UnitGradients(model)
+    assert gradients.clipped_sums(model(*ids), OWNERS, units=UNITS, clip_norm=1.0).touched == {}
     gradients.cleanup()
-    assert clipped(case, 1.0).touched == {}
+    assert clipped(linear(), 1.0).touched == {}
 
 
 def test_rows_of_padding_touch_nothing_and_are_nobodys() -> None:
@@ -571,7 +569,6 @@ def test_rows_of_padding_touch_nothing_and_are_nobodys() -> None:
     losses = torch.where(real, model(*ids), 0.0)
     found = gradients.clipped_sums(losses, owners, units=4, clip_norm=0.1, touching=8)
     assert found.within.shape == (4,)
-    assert found.touched is not None
     for one, expected in zip(found.touched.values(), expected_touched(ids, owners, rows=8), strict=True):
         assert torch.allclose(one.dense().flatten().double(), expected, rtol=1e-6)
         assert set(one.ids.tolist()) == set(expected.nonzero().flatten().tolist())
@@ -587,8 +584,6 @@ def test_a_unit_without_finite_gradient_touches_all_the_same() -> None:
     found = clipped(Case(model, lambda m: m(*ids) * scale), 1.0)
     plain = clipped(Case(model, lambda m: m(*ids)), 1.0)
     assert not found.within[2]
-    assert found.touched is not None
-    assert plain.touched is not None
     for left, right in zip(found.touched.values(), plain.touched.values(), strict=True):
         assert torch.equal(left.dense(), right.dense())
 
@@ -599,8 +594,7 @@ def shares_of(counts: range) -> list[float]:
     for count in counts:
         table, ids = nn.Embedding(len(counts) + 1, 1), torch.arange(count)[None]
         touched = clipped(Case(table, lambda m, ids=ids: m(ids).sum((1, 2))), 1.0, torch.zeros(1).long()).touched
-        assert touched is not None
-        found += [float(touched[table.weight].values[0])]
+        found.append(float(touched[table.weight].values[0]))
     return found
 
 
@@ -632,7 +626,6 @@ def test_counting_repeated_reads_turns_the_touched_rows_red(monkeypatch: pytest.
     pairs = property(lambda self: (self._owners_in_order, self._runs.starts))
     monkeypatch.setattr(lookups.Lookups, "_pairs", pairs)
     touched = clipped(case, 1.0).touched
-    assert touched is not None
     right = [
         torch.allclose(found.dense().flatten().double(), expected, rtol=1e-6)
         for found, expected in zip(touched.values(), expected_touched(ids, OWNERS), strict=True)

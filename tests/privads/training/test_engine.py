@@ -15,12 +15,16 @@ from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Ledger
 from privads.batch import Batch
 from privads.logs.logs import Logs
+from privads.logs.schema import Schema
 from privads.models import DCN, Logistic, losses
+from privads.noise import Randomness
+from privads.training import engine as engine_module
 from privads.training.clipping import UnitGradients, UnsupportedModel
 from privads.training.engine import PrivateEngine
+from privads.training.fit import fit
 from privads.training.optimizer import PlanOptimizer
 from privads.training.plan import TrainPlan
-from privads.training.tables import SparseSum
+from privads.training.tables import SparseSum, tables_of
 from tests.privads.training.helpers import logs, new_ledger, schema, small_plan
 
 ALPHA = 1e-6
@@ -267,7 +271,7 @@ def test_every_parameter_gets_noise_also_where_no_row_went(log: Logs) -> None:
 def test_an_empty_draw_still_adds_noise(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan()
     engine, model, optimizer, batches = started(log, plan)
-    monkeypatch.setattr(engine._sampler, "draw", _empty_draw)
+    monkeypatch.setattr(engine._source.sampler, "draw", _empty_draw)
     before = weights(model)
     batch = next(iter(batches))
     assert batch.rows == 1
@@ -295,8 +299,8 @@ def test_batches_of_a_truncated_plan_have_one_shape_and_padding_moves_nothing(lo
     engine, model, optimizer, batches = started(log, plan)
     shapes = set()
     for batch in batches:
-        shapes.add((batch.rows, len(batch.ids), len(engine._owners), engine._units))
-        real, before = engine._drawn, weights(model)
+        shapes.add((batch.rows, len(batch.ids), len(engine._part.owners), engine._part.units))
+        real, before = engine._part.rows, weights(model)
         loss = losses.per_row(model(batch), batch) + 5.0 * model(batch)["click"]  # not 0 on padding
         total = torch.autograd.grad(loss[:real].sum(), list(model.parameters()), retain_graph=True)
         expected = torch.cat([one.flatten() for one in total]) / plan.batch
@@ -310,7 +314,7 @@ def test_a_truncated_batch_of_nobody_still_adds_noise(log: Logs, monkeypatch: py
     budget = Budget(epsilon=50.0, delta=1e-5, unit="user")
     plan = dataclasses.replace(truncated_plan(), budget=budget, clip_norm=1.0, noise_multiplier=5.0)
     engine, model, optimizer, batches = started(log, plan)
-    monkeypatch.setattr(engine._sampler, "_among", np.zeros(0, dtype=np.int64))
+    monkeypatch.setattr(engine._source.sampler, "_among", np.zeros(0, dtype=np.int64))
     before = weights(model)
     batch = next(iter(batches))
     assert float(batch.weights.sum()) == 0.0
@@ -323,7 +327,7 @@ def _empty_draw() -> object:
     from privads.training.sampling import Draw
 
     none = np.zeros(0, dtype=np.int64)
-    return Draw(row_numbers=none, owners=none, units=0)
+    return Draw(row_numbers=none, owners=none, units=0, sampled=0)
 
 
 def test_the_divisor_is_the_plans_batch_and_not_the_drawn_one(log: Logs) -> None:
@@ -354,8 +358,8 @@ def test_one_unit_moves_a_step_by_at_most_the_clip_norm_over_the_batch(tmp_path:
         owners = torch.from_numpy(log.units.copy())
         found = gradients.clipped_sums(
             losses.per_row(model(batch), batch), owners, units=int(owners.max()) + 1, clip_norm=plan.clip_norm
-        )
-        every = [found.sums[p] for p in model.parameters()]
+        ).sums
+        every = [found[p] for p in model.parameters()]
         sums.append(torch.cat([(one.dense() if isinstance(one, SparseSum) else one).flatten() for one in every]))
     moved = float((sums[0] - sums[1]).norm())
     assert 0.9 * plan.clip_norm < moved <= plan.clip_norm * (1 + 1e-5)
@@ -405,11 +409,7 @@ def test_the_plans_steps_cannot_be_taken_twice(log: Logs) -> None:
     for batch in batches:
         engine.backward(losses.per_row(model(batch), batch))
         optimizer.step()
-    again = engine._draws()
-    batch = next(again)
-    engine.backward(losses.per_row(model(batch), batch))
-    with pytest.raises(RuntimeError, match="another plan, and its own charge"):
-        optimizer.step()
+    assert list(engine._draws()) == []
 
 
 def test_weights_changed_behind_the_steps_back_are_seen(log: Logs) -> None:
@@ -453,3 +453,153 @@ def test_torchs_seed_does_not_reach_dropout_and_comes_back_after_the_run(log: Lo
         engine.finish()
         assert torch.equal(torch.random.get_rng_state(), state)
     assert not torch.equal(*draws)
+
+
+# Other noises and clip norms
+
+
+class Recorded:
+    """Draws zeros, and notes the shape and the std of each draw."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.draws: list[tuple[tuple[int, ...], float]] = []
+        monkeypatch.setattr(Randomness, "normal_like", lambda _, like, *, noise_std: self.zeros(like, noise_std))
+
+    def zeros(self, like: Tensor, noise_std: float | Tensor) -> Tensor:
+        if not isinstance(noise_std, Tensor):
+            self.draws.append((tuple(like.shape), noise_std))
+        return torch.zeros_like(like)
+
+
+def trained(log: Logs, plan: TrainPlan, *, seed: int = 5) -> tuple[PrivateEngine, nn.Module]:
+    torch.manual_seed(0)
+    engine, model, optimizer, batches = started(log, plan, model=DCN(log.schema), insecure_seed=seed)
+    for batch in batches:
+        engine.backward(losses.per_row(model(batch), batch))
+        optimizer.step()
+    engine.finish()
+    return engine, model
+
+
+def counted_without_a_choice(model: nn.Module, *_: object, **__: object) -> dict[Tensor, SparseSum]:
+    ids = torch.zeros(0, dtype=torch.int64)
+    return {table: SparseSum(ids, torch.zeros(0, 1), len(table)) for table in tables_of(model)}
+
+
+@pytest.mark.parametrize("table_noise", ["adafest", "fest"])
+def test_selecting_every_row_is_dense_training(log: Logs, monkeypatch: pytest.MonkeyPatch, table_noise: str) -> None:
+    Recorded(monkeypatch)
+    monkeypatch.setattr(engine_module, "touched_by_all", counted_without_a_choice)  # else the batches are others
+    settings = {"clip_norm": 0.2, "averaging": 0.0}
+    _, dense = trained(log, small_plan(**settings))
+    _, selected = trained(log, small_plan(table_noise=table_noise, selection_threshold=-1e12, **settings))
+    assert torch.allclose(weights(selected), weights(dense), atol=1e-6)
+
+
+def test_rows_that_too_few_units_use_are_left_alone_and_the_network_is_not(log: Logs) -> None:
+    plan = small_plan(table_noise="adafest", selection_threshold=1e12)
+    torch.manual_seed(0)
+    before = DCN(log.schema)
+    _, model = trained(log, plan)
+    assert torch.equal(model.table.weight, before.table.weight)
+    assert not torch.equal(model.linear.weight, before.linear.weight)
+
+
+def test_what_padding_reads_is_not_counted(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan(table_noise="adafest")
+    engine, model, optimizer, batches = started(log, plan, model=DCN(log.schema))
+    monkeypatch.setattr(engine._source.sampler, "draw", _empty_draw)
+    seen = []
+    monkeypatch.setattr(engine._tables, "select", lambda _, counts: seen.append(counts) or counts.ids[:0])
+    batch = next(iter(batches))
+    engine.backward(losses.per_row(model(batch), batch))
+    optimizer.step()
+    assert float(seen[0].values.sum()) == 0.0
+
+
+def test_fest_reads_the_log_after_the_charge_and_chooses_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logs(tmp_path, public=False)
+    spied = SpiedLogs(log.path, log.schema)
+    spied.events = events = []
+    ledger = new_ledger(tmp_path)
+    for name in ("reserve", "open_rows"):
+        original = getattr(Ledger, name)
+        monkeypatch.setattr(Ledger, name, lambda *a, _n=name, _o=original, **k: (events.append(_n), _o(*a, **k))[1])
+    engine, model, *_ = started(spied, small_plan(table_noise="fest"), model=DCN(log.schema), ledger=ledger)
+    assert events[:3] == ["reserve", "open_rows", "rows read"]
+    nothing = SparseSum(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1), len(model.table.weight))
+    chosen = [engine._tables.select(model.table.weight, nothing) for _ in range(2)]
+    assert torch.equal(*chosen)
+    assert '"noise_multiplier"' in ledger.history("small")[0].event
+
+
+def test_the_twin_of_a_selecting_plan_is_the_ordinary_sparse_step(log: Logs) -> None:
+    shared = {"population": 400, "unit": "user", "batch": 40, "epochs": 1.0, "averaging": 0.0}
+    plans = [TrainPlan.without_privacy(**shared, table_noise=noise) for noise in ("dense", "adafest", "fest")]
+    dense, adafest, fest = (weights(trained(log, plan)[1]) for plan in plans)
+    assert torch.allclose(adafest, dense, atol=1e-6)
+    assert torch.allclose(fest, dense, atol=1e-6)
+
+
+def test_the_noise_is_that_of_the_clip_norm_in_use(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Recorded(monkeypatch)
+    plan = small_plan(clip_norm=0.05, clip_quantile=0.9, averaging=0.0, steps=4)
+    engine, model, optimizer, batches = started(log, plan)
+    norms = []
+    for batch in batches:
+        norms.append(engine._clip.now)
+        engine.backward(losses.per_row(model(batch), batch))
+        recorded.draws.clear()
+        optimizer.step()
+        *gradients, (shape, count_std) = recorded.draws
+        assert {std for _, std in gradients} == {plan.noise_multiplier * norms[-1]}
+        assert (shape, count_std) == ((1,), 0.5 * plan.count_noise_multiplier)
+    assert norms == sorted(set(norms))  # nearly all units are clipped, so it grows
+
+
+def test_a_lazy_table_owes_the_noise_of_each_steps_clip_norm(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan(clip_norm=0.05, clip_quantile=0.9, table_noise="lazy", steps=3)
+    engine, model, optimizer, batches = started(log, plan)
+    expected = 0.0
+    for batch in batches:
+        expected += (plan.noise_multiplier * engine._clip.now / plan.batch) ** 2
+        engine.backward(losses.per_row(model(batch), batch))
+        optimizer.step()
+    (_, debt), *_ = engine._tables._debts
+    assert debt.variance[0] == pytest.approx(expected)
+
+
+def test_only_units_of_the_log_are_counted_as_clipped_or_not(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan(clip_norm=0.05, clip_quantile=0.9, sampler="truncated-poisson", most_units=2000, epsilon=50.0)
+    engine, model, optimizer, batches = started(log, plan)
+    counted = []
+    monkeypatch.setattr(engine._clip, "follow", counted.append)
+    batch = next(iter(batches))
+    sampled = engine._part.sampled
+    engine.backward(losses.per_row(model(batch), batch))
+    optimizer.step()
+    assert len(counted[0]) == sampled < engine._part.units
+
+
+def test_features_of_other_rows_are_refused_before_anything_is_charged(tmp_path: Path) -> None:
+    log, ledger = logs(tmp_path, public=False), new_ledger(tmp_path, unit="example")
+    facts = log.schema.model_dump()
+    facts["numeric"]["bid"]["history"] = {"rows": 2}
+    made = Logs(log.path, Schema.load(facts))
+    with pytest.raises(ValueError, match="'bid' is made from other rows.*plan with records = 3, or protect 'user'"):
+        started(made, small_plan(unit="example"), ledger=ledger)
+    assert ledger.history("small") == []
+    run = fit(Logistic(made.schema), made, small_plan(unit="example", records=3), ledger=ledger)
+    report = run.report()
+    assert report.guarantee is not None
+    assert "with the at most 2 later rows that its values enter" in report.guarantee.neighbors_definition
+    assert ("asserted", "a row's values enter at most 2 later rows") in {(a.status, a.text) for a in report.assumptions}
+
+
+def test_a_secure_run_draws_all_its_noise_from_sums_and_says_so(log: Logs) -> None:
+    run = fit(Logistic(log.schema), log, small_plan(), secure=True)
+    mechanism = run.report().mechanism
+    assert "sum of four" in mechanism.randomness
+    assert "against attacks" in mechanism.floating_point
+    with pytest.raises(ValueError, match="leave out insecure_seed, or secure"):
+        PrivateEngine(small_plan(), insecure_seed=1, secure=True)

@@ -12,7 +12,8 @@ from accounting.budget import Budget
 from privads.job import make_plan
 from privads.logs.schema import Schema
 from privads.run_config import PlanTable
-from privads.training.plan import TrainPlan, default_batch, default_largest_batch, default_steps
+from privads.training.plan import TrainPlan
+from privads.training.sizes import default_batch, default_largest_batch, default_steps
 
 BUDGET = Budget(epsilon=3.0, delta=1e-5, unit="user")
 
@@ -99,7 +100,7 @@ def test_the_twin_without_privacy_differs_in_noise_and_clip_alone() -> None:
     assert not twin.private
     assert isinstance(twin.event, dp_event.NonPrivateDpEvent)
     assert math.isinf(epsilon(twin.event, delta=1e-5).upper)
-    changed = {"budget", "clip_norm", "noise_multiplier"}
+    changed = {"budget", "clip_norm", "noise_multiplier"}  # and what is None where neither is asked for
     for field in dataclasses.fields(TrainPlan):
         if field.name not in changed:
             assert getattr(private, field.name) == getattr(twin, field.name), field.name
@@ -216,3 +217,122 @@ def test_a_run_file_states_the_largest_batch_and_the_most_units() -> None:
     assert (made.sampler, made.largest_batch, made.most_units) == ("truncated-poisson", 700, 12_000)
     with pytest.raises(ValueError, match="needs most_units"):
         make_plan(PlanTable.model_validate({**table, "largest_batch": 700}), schema)
+
+
+# Several sums of one sample, and other units than those sampled
+
+
+def test_a_count_of_clipped_units_is_part_of_every_steps_event() -> None:
+    made = TrainPlan.for_budget(BUDGET, population=10_000, batch=500, epochs=2, clip_quantile=0.5)
+    assert made.count_noise_multiplier == 50.0  # noise of batch / 20 on a count with sensitivity 1/2
+    inner = made.event.event.event  # type: ignore[attr-defined]
+    assert {one.noise_multiplier for one in inner.events} == {made.noise_multiplier, 50.0}
+    assert 2.95 < made.spent.upper <= 3.0
+    together = (made.noise_multiplier**-2 + 50.0**-2) ** -0.5  # Andrew et al. 2021, theorem 1
+    assert together == pytest.approx(plan().noise_multiplier, rel=1e-3)
+
+
+def test_a_small_batch_counts_under_noise_that_a_budget_can_pay() -> None:
+    made = TrainPlan.for_budget(BUDGET, population=1000, batch=20, epochs=2, clip_quantile=0.5)
+    assert made.count_noise_multiplier == pytest.approx(4.0 * made.noise_multiplier)
+
+
+def test_adafest_releases_counts_of_used_rows_beside_the_gradients_at_every_step() -> None:
+    made = TrainPlan.for_budget(BUDGET, population=10_000, batch=500, epochs=2, table_noise="adafest")
+    inner = made.event.event.event  # type: ignore[attr-defined]
+    assert {one.noise_multiplier for one in inner.events} == {made.noise_multiplier, made.selection_noise_multiplier}
+    assert made.selection_noise_multiplier == pytest.approx(3.0 * made.noise_multiplier)
+    assert made.noise_multiplier == pytest.approx(plan().noise_multiplier * math.sqrt(1 + 1 / 9), rel=1e-3)
+    assert made.averaging == 0.0
+
+
+def test_fest_selects_once_for_a_twentieth_of_the_budget() -> None:
+    made = TrainPlan.for_budget(BUDGET, population=10_000, batch=500, epochs=2, table_noise="fest")
+    once, trained = made.event.events  # type: ignore[attr-defined]
+    assert once == dp_event.GaussianDpEvent(made.selection_noise_multiplier)
+    assert 0.05 * 3.0 * 0.99 < epsilon(once, delta=0.05 * 1e-5).upper <= 0.05 * 3.0
+    assert trained.event.sampling_probability == 0.05
+    assert made.noise_multiplier < 1.02 * plan().noise_multiplier
+
+
+def test_with_records_the_event_is_that_of_an_owner_of_so_many_rows() -> None:
+    made = TrainPlan.for_budget(BUDGET, population=10_000, batch=500, epochs=2, records=4)
+    assert made.rows_per_unit == 1
+    one = mechanisms.user_dp_sgd(
+        sampling_rate=0.05, noise_multiplier=made.noise_multiplier, steps=made.steps, records=4
+    )
+    assert made.event == one
+    assert made.noise_multiplier > 1.5 * plan().noise_multiplier
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clip_quantile": 0.5}, "clip_quantile needs count_noise_multiplier"),
+        ({"count_noise_multiplier": 5.0}, "count_noise_multiplier is for clip_quantile only"),
+        ({"clip_quantile": 1.0, "count_noise_multiplier": 50.0}, r"clip_quantile must be in \(0, 1\), got 1.0"),
+        ({"clip_quantile": 0.5, "count_noise_multiplier": 1.0}, "more than its budget"),
+        ({"table_noise": "adafest"}, "needs selection_noise_multiplier, a positive number, got None"),
+        ({"table_noise": "fest", "selection_noise_multiplier": -1.0}, "a positive number, got -1.0"),
+        ({"table_noise": "adafest", "selection_noise_multiplier": 0.5}, "more than its budget"),
+        ({"table_noise": "fest", "selection_noise_multiplier": 0.5}, "more than its budget"),
+        ({"selection_noise_multiplier": 5.0}, "is for table_noise 'adafest' and 'fest' only"),
+        ({"selection_threshold": 5.0}, "selection_threshold is for table_noise"),
+        ({"table_noise": "sparse"}, "table_noise must be 'dense', 'lazy', 'adafest' or 'fest', got 'sparse'"),
+        ({"clipping": "per-layer"}, "clipping must be 'flat' or 'per-group', got 'per-layer'"),
+        ({"records": 0, "rows_per_unit": 1}, "records must be a whole number of at least 1, got 0"),
+        ({"records": 2000, "rows_per_unit": 1}, "records must be at most 1000"),
+        ({"records": 4}, "rows_per_unit must be 1, got 8"),
+        ({"records": 4, "rows_per_unit": 1}, "more than its budget"),
+        ({"rows_at_once": 4}, "rows_at_once must be at least rows_per_unit = 8"),
+        ({"rows_at_once": 1.5}, "rows_at_once must be a whole number"),
+    ],
+    ids=str,
+)
+def test_settings_that_the_event_would_not_describe_cannot_be_built(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        plan(**change)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_clip_norm_of_groups_does_not_follow_a_quantile() -> None:
+    with pytest.raises(ValueError, match="give clipping='flat'"):
+        TrainPlan.for_budget(BUDGET, population=10_000, clipping="per-group", clip_quantile=0.5)
+
+
+def test_records_are_not_accounted_for_other_samplers() -> None:
+    settings = {"population": 10_000, "batch": 500, "most_units": 12_000}
+    with pytest.raises(ValueError, match="records above 1 are accounted for sampler 'poisson' only"):
+        TrainPlan.for_budget(BUDGET, **settings, sampler="truncated-poisson", records=2)
+
+
+# Balls in bins
+
+
+def test_the_event_of_balls_in_bins_has_an_epochs_bins_and_pays_for_an_unfinished_one_whole() -> None:
+    made = TrainPlan.for_budget(BUDGET, population=10_000, batch=500, epochs=2.5, sampler="balls-in-bins")
+    assert (made.bins, made.steps, made.sampling_rate) == (20, 50, 0.05)
+    assert made.event == mechanisms.balls_in_bins_dp_sgd(noise_multiplier=made.noise_multiplier, bins=20, epochs=3)
+    assert 2.9 < made.spent.upper <= 3.0
+
+
+def test_a_run_file_states_everything_that_a_plan_takes() -> None:
+    fields = {one.name for one in dataclasses.fields(TrainPlan)}
+    found = {"noise_multiplier", "count_noise_multiplier", "steps", "budget"}  # what calibration and epochs decide
+    assert fields - found == set(PlanTable.model_fields) - {"epsilon", "delta", "unit", "without_privacy", "epochs"}
+
+
+def test_a_run_file_with_records_counts_rows() -> None:
+    schema = Schema.load(
+        {
+            "dataset": "x",
+            "population": 1000,
+            "rows": 10_000,
+            "unit": ["u"],
+            "labels": {"y": "y"},
+            "numeric": {"n": {"range": [0, 1]}},
+        }
+    )
+    table = {"unit": "user", "epsilon": 3.0, "delta": 1e-5, "batch": 500, "epochs": 1, "records": 4}
+    made = make_plan(PlanTable.model_validate(table), schema)
+    assert (made.population, made.records, made.rows_per_unit) == (10_000, 4, 1)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from opacus.layers import DPGRU, DPLSTM, DPRNN, DPMultiheadAttention
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from privads.models.layers import FusedTable
 from privads.training import clipping, rules
-from tests.privads.training.oracle import OWNERS, ROWS, Case, norm_of, oracle, ours, same, unit_gradients
+from privads.training.uses import touched_by_all
+from tests.privads.training.oracle import OWNERS, ROWS, Case, clipped, norm_of, oracle, ours, same, unit_gradients
 
 Make = Callable[[], Case]
 
@@ -233,6 +235,43 @@ def test_opacus_attention_of_several_heads_is_attention_only_with_positions_firs
     theirs = DPMultiheadAttention(8, 2)
     theirs.load_state_dict(plain.state_dict())
     assert torch.allclose(plain(x, x, x)[0], theirs(x, x, x)[0], atol=1e-6)
+
+
+class Numbers:
+    """Rows by number, as a batch."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = torch.as_tensor(rows)
+
+    def take(self, row_numbers: Any) -> "Numbers":
+        return Numbers(row_numbers)
+
+    def to(self, device: object) -> "Numbers":
+        return self
+
+
+class Bags(nn.Module):
+    """Bags of three ids, called in each way there is."""
+
+    def __init__(self, *, last_offset: bool) -> None:
+        super().__init__()
+        self.layer = nn.EmbeddingBag(6, 2, mode="sum", include_last_offset=last_offset, padding_idx=4)
+        self.ids = torch.randint(0, 6, (ROWS, 3))
+
+    def forward(self, batch: Numbers) -> Tensor:
+        ids = self.ids[batch.rows]
+        if self.layer.include_last_offset:
+            return self.layer(ids.flatten(), 3 * torch.arange(len(ids) + 1)).sum(1)
+        return self.layer(ids).sum(1)
+
+
+@pytest.mark.parametrize("last_offset", [True, False])
+def test_bags_read_alike_before_training_and_in_it(last_offset: bool) -> None:
+    model, generator = Bags(last_offset=last_offset), np.random.default_rng(0)
+    before = touched_by_all(model, Numbers(()), OWNERS.numpy(), rows_per_unit=4, generator=generator)  # type: ignore[arg-type]
+    during = clipped(Case(model, lambda m: m(Numbers(range(ROWS)))), 1.0).touched
+    (one,), (two,) = before.values(), during.values()
+    assert torch.allclose(one.dense().float(), two.dense(), rtol=1e-6)
 
 
 # The faults of the field, planted: each must turn the oracle red.

@@ -15,7 +15,15 @@ from scipy import stats
 from accounting.budget import Budget
 from privads.training import sampling
 from privads.training.plan import TrainPlan
-from privads.training.sampling import Draw, PoissonSampler, TruncatedPoissonSampler, at_most, sampler_for
+from privads.training.sampling import (
+    BallsInBinsSampler,
+    Draw,
+    PoissonSampler,
+    TruncatedPoissonSampler,
+    at_most,
+    kept_rows,
+    sampler_for,
+)
 
 ALPHA = 1e-6
 
@@ -379,3 +387,78 @@ def test_a_log_of_more_units_than_the_plan_states_is_thinned_before_it_is_sample
         assert isinstance(made, TruncatedPoissonSampler)
         assert (made._among is None) == whole
         assert whole or 1000 < len(made._among) < 2000  # type: ignore[arg-type]
+
+
+# Balls in bins
+
+
+def dealt(population: int, bins: int, epochs: int, seed: int = 0) -> np.ndarray:
+    """(epochs, population) the bin of each unit."""
+    source = BallsInBinsSampler(
+        np.arange(population), bins=bins, rows_per_unit=1, generator=np.random.default_rng(seed)
+    )
+    found = np.full((epochs, population), -1)
+    for step, draw in enumerate(source.draws(bins * epochs)):
+        assert (found[step // bins, draw.row_numbers] == -1).all()
+        found[step // bins, draw.row_numbers] = step % bins
+    return found
+
+
+def is_dealt_at_random(bins_of: np.ndarray, bins: int) -> bool:
+    """Uniform over bins, and independent between two units and between two epochs: chi-squares at ALPHA / 3 each.
+
+    Power: over 4,000 pairs, with the sizes of bins fixed, or epochs dealt alike, every pair is in one cell: certain.
+    """
+    uniform = stats.chisquare(np.bincount(bins_of.ravel(), minlength=bins)).pvalue
+    units = bins_of[:, ::2] * bins + bins_of[:, 1::2]
+    epochs = bins_of[::2] * bins + bins_of[1::2]
+    pairs = [stats.chisquare(np.bincount(each.ravel(), minlength=bins * bins)).pvalue for each in (units, epochs)]
+    return bool(min(uniform, *pairs) > ALPHA / 3)
+
+
+def test_every_unit_is_in_one_bin_of_an_epoch_at_random() -> None:
+    found = dealt(200, 5, 40)
+    assert (found >= 0).all()
+    assert is_dealt_at_random(found, 5)
+
+
+def test_bins_of_equal_size_and_epochs_dealt_alike_are_seen() -> None:
+    rng = np.random.default_rng(1)
+    alike = np.repeat(rng.integers(0, 5, (20, 200)), 2, axis=0)
+    assert not is_dealt_at_random(alike, 5)
+    shuffled = np.array([rng.permutation(2) for _ in range(2000)])  # two units, two bins of one place each
+    assert not is_dealt_at_random(shuffled, 2)
+
+
+def test_a_bin_holds_all_rows_of_its_units_up_to_the_bound() -> None:
+    units = np.repeat(np.arange(30), 4)
+    source = BallsInBinsSampler(units, bins=3, rows_per_unit=3, generator=np.random.default_rng(0))
+    for draw in source.draws(7):
+        owners = units[draw.row_numbers]
+        assert draw.units == draw.sampled == len(np.unique(owners))
+        assert (np.bincount(draw.owners) == 3).all()
+
+
+def test_a_plan_with_bins_gets_their_sampler() -> None:
+    plan = TrainPlan.without_privacy(population=100, batch=9, epochs=1, sampler="balls-in-bins")
+    source = sampler_for(plan, np.arange(100), np.random.default_rng(0))
+    assert isinstance(source, BallsInBinsSampler)
+    assert source.bins == plan.bins == 11
+
+
+# A bound on the rows of a unit, once for all
+
+
+def test_kept_rows_are_a_random_choice_of_so_many_of_each_unit() -> None:
+    units = np.array([0, 0, 0, 0, 1, 2, 2, 0, 2])
+    counts, draws = np.zeros(len(units)), 6000
+    rng = np.random.default_rng(0)
+    for _ in range(draws):
+        kept = kept_rows(units, 2, rng)
+        assert np.array_equal(np.bincount(units[kept]), [2, 1, 2])
+        assert len(np.unique(kept)) == len(kept)
+        counts[kept] += 1
+    share = np.array([2 / 5, 2 / 5, 2 / 5, 2 / 5, 1.0, 2 / 3, 2 / 3, 2 / 5, 2 / 3])
+    spread = np.sqrt(draws * share * (1 - share))
+    # each of eight counts within the ALPHA / 8 quantile of a normal
+    assert (np.abs(counts - draws * share) <= stats.norm.isf(ALPHA / 16) * spread).all()

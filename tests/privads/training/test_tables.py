@@ -5,6 +5,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from privads.training.engine import PrivateEngine
 from privads.training.fit import fit
 from privads.training.plan import TrainPlan
 from privads.training.sampling import Draw
-from privads.training.tables import LazyTables, Runs, SparseSum, param_groups, sums_of_runs
+from privads.training.tables import LazyTables, Runs, RunsOfBatch, SparseSum, param_groups, sums_of_runs
 from tests.privads.training.helpers import logs, new_ledger, small_plan
 
 ALPHA = 1e-6
@@ -53,6 +54,27 @@ def test_runs_are_the_places_of_equal_keys_in_order() -> None:
     assert runs.order.tolist() == [1, 4, 0, 2, 5, 3]
     assert runs.starts.tolist() == [0, 2, 5]
     assert [len(one) for one in (Runs.of(torch.zeros(0)).keys, Runs.of(torch.zeros(0)).starts)] == [0, 0]
+
+
+def test_runs_of_a_batch_are_found_once_and_anew_when_the_keys_change() -> None:
+    runs_of, keys = RunsOfBatch(), torch.tensor([5, 2, 5])
+    first = runs_of(keys)
+    assert runs_of(keys.detach().flatten()) is first  # the same numbers in the same place
+    keys[0] = 2
+    assert runs_of(keys).keys.tolist() == [2, 5]
+    assert runs_of(torch.tensor([9, 9])).keys.tolist() == [9]
+    assert runs_of(keys[1:]).keys.tolist() == [2, 5]
+    runs_of.forget()
+    assert runs_of(keys) is not first
+
+
+def test_runs_found_by_numpy_are_those_that_torch_finds() -> None:
+    keys = torch.randint(0, 2**31 - 1, (1000,)).repeat(3)[torch.randperm(3000)]
+    ordered, order = torch.sort(keys, stable=True)
+    found = Runs.of(keys)
+    assert torch.equal(found.order, order)
+    assert torch.equal(found.keys, torch.unique(keys))
+    assert torch.equal(ordered[found.starts], found.keys)
 
 
 def test_sums_of_runs_are_weighted_sums_of_the_values_in_each() -> None:
@@ -102,7 +124,7 @@ class FixedSampler:
     def draws(self, steps: int) -> Iterator[Draw]:
         rng = np.random.default_rng(5)
         for _ in range(steps):
-            yield Draw(row_numbers=rng.integers(0, self._rows, 3), owners=np.arange(3), units=3)
+            yield Draw(row_numbers=rng.integers(0, self._rows, 3), owners=np.arange(3), units=3, sampled=3)
 
 
 def stream(step: int, shape: torch.Size) -> Tensor:
@@ -124,7 +146,7 @@ def trained(log: Logs, plan: TrainPlan, plant: Callable[[LazyTables], None] = la
     schedule = torch.optim.lr_scheduler.LambdaLR(sgd, rate)
     engine = PrivateEngine(plan)
     _, optimizer, batches = engine.make_private(model, sgd, log, loss=losses.per_row)
-    engine._sampler = FixedSampler(len(log.units))  # type: ignore[assignment]
+    engine._source.sampler = FixedSampler(len(log.units))  # type: ignore[assignment]
 
     def dense(reference: Tensor, *, noise_std: float) -> Tensor:
         return noise_std * stream(engine.steps_done, reference.shape)
@@ -139,10 +161,11 @@ def trained(log: Logs, plan: TrainPlan, plant: Callable[[LazyTables], None] = la
             total = torch.where((since <= step)[:, None], moved, total)
         return total
 
+    optimizer._drawn_together = 0  # each parameter's noise has a stream of its own
     engine.randomness.normal_like = dense  # type: ignore[assignment,method-assign]
-    if engine._lazy is not None:
-        engine._lazy._noise_owed = owed  # type: ignore[method-assign]
-        plant(engine._lazy)
+    if engine._tables is not None:
+        engine._tables._noise_owed = owed  # type: ignore[method-assign]
+        plant(engine._tables)
     for batch in batches:
         engine.backward(losses.per_row(model(batch), batch))
         optimizer.step()
@@ -200,14 +223,14 @@ def forget_the_steps_own_decay(lazy: LazyTables) -> None:
     step_of = tables._step_of
     step = lazy.step
 
-    def wrong(sums: dict[Tensor, Tensor | SparseSum]) -> None:
+    def wrong(sums: dict[Tensor, Tensor | SparseSum], *, noise_std: float) -> None:
         scaled = {
             p: SparseSum(one.ids, one.values * step_of(lazy._optimizer.param_groups[0])[1], one.rows)
             if isinstance(one, SparseSum)
             else one
             for p, one in sums.items()
         }
-        step(scaled)
+        step(scaled, noise_std=noise_std)
 
     lazy.step = wrong  # type: ignore[method-assign]
 
@@ -234,11 +257,14 @@ ROWS = 40_000
 
 RATES = (1.0, 0.5, 2.0, 0.1)
 
+NOISE_STDS = (1.0, 3.0, 0.5, 2.0)
+"""Of each step's sums: it changes with the clip norm and with the noise multiplier."""
+
 
 def owed_after(plant: Callable[[LazyTables], None] = lambda _: None, *, decay: float = 0.0) -> tuple[Tensor, float]:
     """A table of zeros after steps without gradients: its upper half is read before every step, the rest never.
 
-    Returns its weights, and the std by the definition, over the noise std of one step at learning rate 1.
+    Returns its weights, and the std by the definition, times the plan's batch.
     """
     plan = lazy_plan(len(RATES))
     model = nn.Embedding(ROWS, 1)
@@ -247,14 +273,13 @@ def owed_after(plant: Callable[[LazyTables], None] = lambda _: None, *, decay: f
     lazy = LazyTables(model, sgd, plan, Randomness())
     plant(lazy)
     variance = 0.0
-    for lr in RATES:
+    for lr, noise_std in zip(RATES, NOISE_STDS, strict=True):
         sgd.param_groups[0]["lr"] = lr
         model(torch.arange(ROWS // 2))
-        lazy.step({})
-        variance = (1 - lr * decay) ** 2 * variance + lr**2
+        lazy.step({}, noise_std=noise_std)
+        variance = (1 - lr * decay) ** 2 * variance + (lr * noise_std) ** 2
     lazy.detach()
-    unit = plan.noise_multiplier * plan.clip_norm / plan.batch
-    return model.weight.detach().flatten() / unit, math.sqrt(variance)
+    return model.weight.detach().flatten() * plan.batch, math.sqrt(variance)
 
 
 def law_holds(values: Tensor, std: float) -> bool:
@@ -286,10 +311,30 @@ def pay_at_the_current_rate(lazy: LazyTables) -> None:
 
 
 def too_little(lazy: LazyTables) -> None:
-    lazy._noise_std *= 0.95
+    for _, debt in lazy._debts:
+        debt.add = partial(_add_less, debt.add)  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("fault", [too_little, pay_at_the_current_rate], ids=lambda one: one.__name__)
+def _add_less(add: Callable[..., None], *, kept: float, noise_std: float) -> None:
+    add(kept=kept, noise_std=0.95 * noise_std)
+
+
+def at_the_last_steps_std(lazy: LazyTables) -> None:
+    """As if the clip norm had always been what it is now."""
+    for _, debt in lazy._debts:
+        debt.add = partial(_add_at_the_last, debt, debt.add)  # type: ignore[method-assign]
+
+
+def _add_at_the_last(debt: tables._Debt, add: Callable[..., None], *, kept: float, noise_std: float) -> None:
+    add(kept=kept, noise_std=noise_std)
+    lr = RATES[debt.steps - 1]
+    squares = np.array(RATES[: debt.steps]) ** 2 * (noise_std / lr) ** 2
+    debt.variance[: debt.steps] = np.cumsum(squares[::-1])[::-1]
+
+
+@pytest.mark.parametrize(
+    "fault", [too_little, pay_at_the_current_rate, at_the_last_steps_std], ids=lambda one: one.__name__
+)
 def test_wrong_owed_noise_is_seen(fault: Callable[[LazyTables], None]) -> None:
     assert not law_holds(*owed_after(fault))
 
@@ -301,7 +346,7 @@ def test_a_rows_payments_are_independent_of_each_other() -> None:
     lazy = LazyTables(model, torch.optim.SGD(model.parameters(), lr=1.0), lazy_plan(2), Randomness())
     for _ in range(2):
         before = model.weight.detach().clone()
-        lazy.step({})
+        lazy.step({}, noise_std=1.0)
         lazy.flush()
         paid.append((model.weight.detach() - before).flatten().double().numpy())
     correlation = (paid[0] * paid[1]).mean() / (paid[0].std() * paid[1].std()) * ROWS**0.5
@@ -315,7 +360,7 @@ def started(log: Logs, steps: int = STEPS) -> tuple[PrivateEngine, nn.Module, to
     model, engine = TwoTables(log.schema), PrivateEngine(lazy_plan(steps))
     sgd = torch.optim.SGD(model.parameters(), lr=0.5)
     _, optimizer, batches = engine.make_private(model, sgd, log, loss=losses.per_row)
-    engine._sampler = FixedSampler(len(log.units))  # type: ignore[assignment]
+    engine._source.sampler = FixedSampler(len(log.units))  # type: ignore[assignment]
     return engine, model, optimizer, iter(batches)
 
 
@@ -474,7 +519,7 @@ def test_a_sum_of_a_table_may_be_dense() -> None:
     before = model.weight.detach().clone()
     lazy = LazyTables(model, torch.optim.SGD(model.parameters(), lr=2.0), lazy_plan(), Randomness())
     sums = torch.randn(4, 2)
-    lazy.step({model.weight: sums})
+    lazy.step({model.weight: sums}, noise_std=0.0)
     assert torch.allclose(model.weight, before - 2.0 / lazy_plan().batch * sums)
 
 
@@ -485,7 +530,7 @@ def test_a_learning_rate_that_comes_with_a_loaded_optimizer_state_counts() -> No
     lazy = LazyTables(model, sgd, lazy_plan(), Randomness())
     sgd.load_state_dict({**sgd.state_dict(), "param_groups": [{**sgd.state_dict()["param_groups"][0], "lr": 3.0}]})
     before = model.weight.detach().clone()
-    lazy.step({model.weight: torch.ones(4, 2)})
+    lazy.step({model.weight: torch.ones(4, 2)}, noise_std=0.0)
     assert torch.allclose(before - model.weight, torch.full((4, 2), 3.0 / lazy_plan().batch))
 
 
@@ -519,7 +564,7 @@ def test_lazy_noise_releases_the_last_iterate_and_refuses_an_average() -> None:
     assert lazy_plan().event == dataclasses.replace(lazy_plan(), table_noise="dense").event
     with pytest.raises(ValueError, match="give averaging=0 with it, got 0.5"):
         lazy_plan(averaging=0.5)
-    with pytest.raises(ValueError, match="table_noise must be 'dense' or 'lazy', got 'none'"):
+    with pytest.raises(ValueError, match="table_noise must be 'dense', 'lazy', 'adafest' or 'fest', got 'none'"):
         small_plan(table_noise="none")
 
 
@@ -532,7 +577,7 @@ def test_a_decay_that_leaves_nothing_is_refused() -> None:
     model = nn.Embedding(4, 1)
     lazy = LazyTables(model, torch.optim.SGD(model.parameters(), lr=2.0, weight_decay=0.5), lazy_plan(), Randomness())
     with pytest.raises(ValueError, match=r"lr \* weight_decay of a table must be below 1, got 1"):
-        lazy.step({})
+        lazy.step({}, noise_std=1.0)
 
 
 def test_the_twin_without_privacy_is_the_ordinary_step(log: Logs) -> None:

@@ -1,6 +1,6 @@
-"""Layers that cannot be trained with privacy, and what to use instead: told before anything is charged."""
+"""Layers that cannot be trained with privacy, and what to use instead of each: told before anything is charged."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from opacus.layers.dp_multihead_attention import DPMultiheadAttention, SequenceBias
@@ -17,34 +17,43 @@ _ELSEWHERE = ("torch._dynamo", "torch.ao.nn", "torch.nn.quantized", "torch.nn.qa
 """Modules of torch whose classes are compiled or quantized."""
 
 
-def refusal(model: nn.Module) -> str | None:
-    """Returns one line on the first layer of ``model`` that cannot be trained with privacy, and the remedy."""
+class UnsupportedModel(ValueError):  # noqa: N818
+    """A model whose units' gradients cannot be told apart; the message names the layer and what to do."""
+
+
+def refuse_layers(model: nn.Module) -> None:
+    """Raises `UnsupportedModel` for the first layer that mixes rows, hides them, or is not what it will be."""
     for module in model.modules():
         why = _why_lazy(module) or _why_wrapped(module) or _why_mixing(module)
         if why is None and any(one.requires_grad for one in module.parameters()):
             why = _why_table(module) or _why_opaque(module)
         if why is not None:
-            return f"{named(model, module)} {why}"
-    return None
+            raise UnsupportedModel(f"{layer_name(model, module)} {why}")
 
 
-def refusal_of_layers(model: nn.Module, layers: Iterable[nn.Module], *, whole: Iterable[nn.Module]) -> str | None:
-    """Returns one line on the first of the ``layers`` with trained parameters of their own that cannot be trained.
+def refuse_parameters(model: nn.Module, layers: Sequence[nn.Module], *, whole: Sequence[nn.Module]) -> None:
+    """Raises `UnsupportedModel` for the first of the ``layers``, with parameters of their own, that cannot be trained.
 
     whole: those whose gradients are computed by running all that is in them on each row.
     """
+    owner: dict[nn.Parameter, nn.Module] = {}
     for module in layers:
         why = _why_parameters(module)
         if why is not None:
-            return f"{named(model, module)} {why}"
+            raise UnsupportedModel(f"{layer_name(model, module)} {why}")
+        for parameter in module.parameters():
+            if owner.setdefault(parameter, module) is not module:
+                raise UnsupportedModel(
+                    f"{layer_name(model, module)} shares a parameter with {layer_name(model, owner[parameter])}: "
+                    "use the same layer in both places instead of two layers with one parameter"
+                )
     for module in whole:
         for inside in module.modules():
             if isinstance(inside, TABLES) or (isinstance(inside, nn.modules.dropout._DropoutNd) and inside.p > 0):
-                return (
-                    f"{named(model, module)} has parameters of its own and holds a {type(inside).__name__}: move its "
-                    "own parameters into a layer of their own"
+                raise UnsupportedModel(
+                    f"{layer_name(model, module)} has parameters of its own and holds a {type(inside).__name__}: move "
+                    "its own parameters into a layer of their own"
                 )
-    return None
 
 
 def rows_second(model: nn.Module) -> Iterator[nn.Module]:
@@ -56,7 +65,7 @@ def rows_second(model: nn.Module) -> Iterator[nn.Module]:
             yield from module.modules()
 
 
-def named(model: nn.Module, module: nn.Module) -> str:
+def layer_name(model: nn.Module, module: nn.Module) -> str:
     """Returns the name of a layer in ``model`` and its type, as error messages give them."""
     names = [name for name, candidate in model.named_modules() if candidate is module]
     return f"layer {names[0]!r} ({type(module).__name__})" if names and names[0] else f"the {type(module).__name__}"
