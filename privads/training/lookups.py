@@ -72,11 +72,10 @@ class Lookups:
         """Yields the table with ``sum_u factors_u gradient_u``."""
         if not len(self.ids) or not self.table.requires_grad:
             return
-        by_bag = factors.index_select(0, self.owners)
         bags, weights = self._by_lookup_number(self._runs.order)
-        both = by_bag.index_select(0, bags)
+        both = factors.index_select(0, self._owners_in_order)
         both = both if weights is None else both * weights
-        gradients = without_dropped(self.gradients, by_bag)
+        gradients = without_dropped(self.gradients, factors.index_select(0, self.owners))
         sums = sums_of_runs(gradients, bags, self._runs.starts, both.to(gradients.dtype))
         yield self.table, SparseSum(self._runs.keys, sums, len(self.table))
 
@@ -120,7 +119,7 @@ class Lookups:
         owners = self._owners_in_order
         repeats = torch.zeros_like(owners, dtype=torch.bool)
         torch.eq(owners[1:], owners[:-1], out=repeats[1:])
-        repeats[self._runs.starts] = False
+        repeats.index_fill_(0, self._runs.starts, False)
         return repeats if bool(repeats.any()) else None
 
     @cached_property
