@@ -49,6 +49,9 @@ def train(
     keep_cache: Annotated[
         bool, typer.Option("--keep-cache", help="Keep the encoded rows, which are private, for later runs.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the working checkpoint (run.checkpoint), if there is one.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -63,11 +66,13 @@ def train(
     from privads.job import prepare
     from privads.progress import bar
 
-    job = prepare(read)
+    job = prepare(read, resume=resume)
     try:
         run = job.run(progress=None if quiet else bar)
     except KeyboardInterrupt:
         kept = "" if job.ledger is None else "; a charge that was made stays, see `privads budget show`"
+        if job.checkpoint is not None and job.checkpoint.path.exists():
+            kept += "; go on with --resume"
         typer.echo(f"privads: interrupted, nothing was saved{kept}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     report = run.report()

@@ -8,14 +8,17 @@ import torch
 
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Ledger
+from privads.config import ConfigError
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import build
 from privads.run_config import DataTable, PlanTable, RunConfig
+from privads.training import working
 from privads.training.checkpoint import check_writable
-from privads.training.fit import Progress, fit
+from privads.training.fit import Checkpoint, Progress, fit
 from privads.training.plan import TrainPlan
 from privads.training.run import Run
+from privads.training.start import check_start, start_of
 
 KEPT_ROWS = "rows"
 """The folder beside the run folder for rows that are kept."""
@@ -32,9 +35,12 @@ class TrainJob:
     plan: TrainPlan
     ledger: Ledger | None
     out: Path
+    start: Path | None = None
+
+    checkpoint: Checkpoint | None = None
 
     def run(self, *, progress: Progress | None = None) -> Run:
-        """Returns the finished run, saved to its folder."""
+        """Returns the finished run, saved to its folder; only then its working checkpoint is removed."""
         run = fit(
             self.model,
             self.train,
@@ -46,13 +52,20 @@ class TrainJob:
             insecure_seed=self.config.run.insecure_seed,
             secure=self.config.run.secure,
             config=self.config.model_dump(mode="json", by_alias=True, exclude_none=True),
+            start=self.start,
+            checkpoint=self.checkpoint,
         )
         run.save(self.out)
+        if self.checkpoint is not None:
+            working.remove(self.checkpoint.path)
         return run
 
 
-def prepare(config: RunConfig) -> TrainJob:
-    """Returns the job, with everything refused that can be refused before a row is read or a charge made."""
+def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
+    """Returns the job, with everything refused that can be refused before a row is read or a charge made.
+
+    resume: go on from the working checkpoint, where there is one.
+    """
     schema = Schema.load(config.data.schema_)
     out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
     check_writable(out)
@@ -63,11 +76,37 @@ def prepare(config: RunConfig) -> TrainJob:
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
         model = build(config.model.name, schema, config.model.model_extra)
+    start = None if config.run.start is None else Path(config.run.start)
+    if start is not None:
+        check_start(start_of(start), model, schema)
+    checkpoint = _checkpoint(config, out, resume=resume)
     ledger = None if config.ledger is None or config.plan.without_privacy else Ledger.open(config.ledger.url)
     if ledger is not None:
         ledger.balance(schema.dataset)  # an unknown data set is refused here, before the noise is calibrated
     plan = make_plan(config.plan, schema)
-    return TrainJob(config=config, train=train, test=test, model=model, plan=plan, ledger=ledger, out=out)
+    return TrainJob(
+        config=config,
+        train=train,
+        test=test,
+        model=model,
+        plan=plan,
+        ledger=ledger,
+        out=out,
+        start=start,
+        checkpoint=checkpoint,
+    )
+
+
+def _checkpoint(config: RunConfig, out: Path, *, resume: bool) -> Checkpoint | None:
+    if config.run.checkpoint is None:
+        if resume:
+            raise ConfigError("nothing to resume from: name the file of the working checkpoint, run.checkpoint")
+        return None
+    path = Path(config.run.checkpoint)
+    working.check_outside(path, out)
+    found = Checkpoint(path=path, every=config.run.checkpoint_every, resume=resume, keep=True)
+    found.found(config.run.insecure_seed)
+    return found
 
 
 def make_plan(table: PlanTable, schema: Schema) -> TrainPlan:

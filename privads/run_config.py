@@ -81,9 +81,12 @@ class PlanTable(_Table):
 
 
 class RunTable(_Table):
-    """Where the run folder goes, and the seed of initial weights and bootstrap."""
+    """Where the run folder and a working checkpoint go, the run it starts from, and seeds."""
 
     out: str | None = None
+    start: str | None = None
+    checkpoint: str | None = None
+    checkpoint_every: int | None = Field(default=None, gt=0)
     seed: int = 0
     insecure_seed: int | None = None
     secure: bool = False
@@ -127,6 +130,10 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(table.get("schema"), str) and (folder / table["schema"]).is_file():
             table["schema"] = str(folder / table["schema"])
         result["data"] = table
+    run = result.get("run")
+    if isinstance(run, dict):
+        paths = {key: str(folder / run[key]) for key in ("start", "checkpoint") if isinstance(run.get(key), str)}
+        result["run"] = {**run, **paths}
     ledger = result.get("ledger")
     if isinstance(ledger, dict) and isinstance(ledger.get("url"), str) and ledger["url"].startswith(SQLITE):
         result["ledger"] = {**ledger, "url": f"{SQLITE}{folder / ledger['url'].removeprefix(SQLITE)}"}

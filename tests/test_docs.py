@@ -1,13 +1,16 @@
 """The pages name every key there is, and the defaults they state are the code's."""
 
 from pathlib import Path
+from typing import get_args
 
+import pytest
 from pydantic import BaseModel
 
 from privads.logs.schema import Schema, known_formats
 from privads.models import MODELS
 from privads.run_config import DataTable, LedgerTable, ModelTable, PlanTable, RunTable
 from privads.training import defaults, plan, sizes
+from privads.training.selection import SELECTABLE
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
 
@@ -40,3 +43,25 @@ def test_the_page_states_the_codes_defaults() -> None:
     assert f"min(population / 2, {sizes.SMALL_BATCH})), {sizes.LARGEST_DEFAULT_BATCH})" in PAGE
     noise, stable = defaults.LOGIT_NOISE, defaults.STABLE_STEP
     assert f"{1 - defaults.MOMENTUM:.1f} min({noise} / (noise std √steps), {stable:.0f}, steps)" in PAGE
+
+
+TRAINING = (Path(__file__).resolve().parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def test_the_training_pages_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(TRAINING.partition("```python\n")[2].partition("```")[0], {})
+    assert "epsilon <= 3.00" in capsys.readouterr().out
+
+
+def test_the_training_page_names_every_choice_of_a_plan() -> None:
+    for choices in (plan.Sampler, plan.TableNoise):
+        for choice in get_args(choices):
+            assert f"| `{choice}` |" in TRAINING, choice
+    for name in ("rows_per_unit", "records", "clipping", "clip_quantile", "rows_at_once", "clip_norm"):
+        assert f"`{name}" in TRAINING, name
+
+
+def test_the_training_pages_optimizers_are_those_that_may_step_selected_rows() -> None:
+    row = next(line for line in TRAINING.splitlines() if line.startswith("| `adafest` |"))
+    for kind in SELECTABLE:
+        assert kind.__name__ in row

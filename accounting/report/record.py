@@ -8,64 +8,33 @@ a text refuses to be empty, and None is rendered as not stated. Numbers that are
 import json
 import math
 from collections.abc import Iterator
-from datetime import UTC
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    StringConstraints,
-    computed_field,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, JsonValue, computed_field, model_validator
 
 from accounting.budget import Neighbors
-from accounting.report.passwords import without_passwords
+from accounting.report.fields import (
+    Amount,
+    AmountOrNone,
+    Count,
+    Delta,
+    FiniteOrNone,
+    Json,
+    Positive,
+    Record,
+    Sha256,
+    Text,
+    Time,
+    Verdict,
+)
 from accounting.report.phrase import NOT_STATED, bound
+from accounting.report.started import StartedFrom
 
 Status = Literal["enforced", "checked", "asserted", "violated"]
 """How an assumption is known to hold: by construction, by a test on this run, by a person's word; or not."""
 
-Verdict = Literal["private", "conditional", "violated", "not private"]
-"""The headline in one word. `conditional`: it rests on assertions, or on assumptions that nobody stated."""
 
-
-# Line breaks and control characters (the headline is one line), and marks that reorder what a reviewer sees.
-_UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
-
-
-def _plain(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Returns a copy that JSON can write (NaN is refused), with passwords in URLs replaced by stars."""
-    copy: dict[str, JsonValue] = json.loads(json.dumps(values, allow_nan=False))
-    return {name: without_passwords(value) for name, value in copy.items()}
-
-
-def _none_if_not_finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Text = Annotated[str, StringConstraints(pattern=rf"^[^\s{_UNSEEN}][^{_UNSEEN}]*$")]
-Json = Annotated[dict[str, JsonValue], AfterValidator(_plain)]
-Time = Annotated[AwareDatetime, AfterValidator(lambda time: time.astimezone(UTC))]
-Amount = Annotated[float, Field(ge=0)]
-FiniteOrNone = Annotated[float | None, BeforeValidator(_none_if_not_finite)]
-Delta = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Record(BaseModel):
-    # from_attributes: a block may be given as any object with its fields, such as the evaluation's metrics
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, from_attributes=True)
-
-
-class Run(_Record):
+class Run(Record):
     """Which run this is, and what is needed to repeat it."""
 
     id: Text
@@ -80,9 +49,16 @@ class Run(_Record):
     """Makes noise and batches repeatable. Whoever knows it can subtract the noise."""
     config: Json
     """The exact configuration; a password inside a URL is replaced by stars."""
+    started_from: tuple[StartedFrom, ...] = ()
+    """The run whose weights this one began with, the run that that one had begun with, and so on."""
+
+    @property
+    def costs_before(self) -> bool:
+        """Whether an earlier run that cost something is in the weights that this one began with."""
+        return any(one.epsilon is not None for one in self.started_from)
 
 
-class Accountant(_Record):
+class Accountant(Record):
     """Who turned the event into an epsilon."""
 
     method: Text
@@ -91,14 +67,14 @@ class Accountant(_Record):
     version: Text
 
 
-class ProfilePoint(_Record):
+class ProfilePoint(Record):
     """The same mechanism's epsilon at another delta."""
 
     delta: Delta
     epsilon: Amount
 
 
-class Guarantee(_Record):
+class Guarantee(Record):
     """What the run promises: (epsilon, delta) for a unit and its neighbors, on what was released."""
 
     epsilon: Amount
@@ -112,7 +88,7 @@ class Guarantee(_Record):
     neighbors_definition: Text
     released: Text
     accountant: Accountant
-    epsilon_without_amplification: Annotated[Amount | None, BeforeValidator(_none_if_not_finite)] = None
+    epsilon_without_amplification: AmountOrNone = None
     """The figure without trust in the sampler; None where there is no finite one."""
     profile: tuple[ProfilePoint, ...] = ()
 
@@ -157,7 +133,7 @@ class Guarantee(_Record):
         return "one row" if self.unit == "example" else f"all rows of one {self.unit}"
 
 
-class Mechanism(_Record):
+class Mechanism(Record):
     """What was done to the data. `event` is the whole of it, as the accountant and the ledger read it."""
 
     event: Json
@@ -207,7 +183,7 @@ def _nodes(value: JsonValue) -> Iterator[dict[str, Any]]:
             yield from _nodes(inner)
 
 
-class Assumption(_Record):
+class Assumption(Record):
     """One condition of the guarantee, how it is known to hold, and by what or whom."""
 
     text: Text
@@ -215,7 +191,7 @@ class Assumption(_Record):
     by: Text
 
 
-class Data(_Record):
+class Data(Record):
     """Public facts of the data set."""
 
     dataset: Text
@@ -230,7 +206,7 @@ class Data(_Record):
     unit_columns: tuple[Text, ...]
 
 
-class Model(_Record):
+class Model(Record):
     """What was trained, and how."""
 
     name: Text
@@ -238,10 +214,10 @@ class Model(_Record):
     optimizer: Text
     learning_rate: Positive | None
     averaging: Text = NOT_STATED
-    settings: Json = {}
+    settings: Json = Field(default_factory=dict)
 
 
-class LedgerBudget(_Record):
+class LedgerBudget(Record):
     """The budget of the data set, before and after this run, as the ledger holds it.
 
     ``this_run``: what the run was charged, in its own terms, ``charged_unit`` and ``charged_neighbors``; the ledger
@@ -267,7 +243,7 @@ class LedgerBudget(_Record):
     head: Text
 
 
-class Interval(_Record):
+class Interval(Record):
     """A value with its interval. NaN and None alike: not defined (no positives, say)."""
 
     value: FiniteOrNone
@@ -275,7 +251,7 @@ class Interval(_Record):
     high: FiniteOrNone = None
 
 
-class Scores(_Record):
+class Scores(Record):
     """How well a model predicts one task. ``calibration``: mean prediction / observed rate."""
 
     auc: Interval
@@ -284,14 +260,14 @@ class Scores(_Record):
     calibration: Interval
 
 
-class Reference(_Record):
+class Reference(Record):
     """The scores of something known, on the same rows: the Bayes optimum, a model trained without privacy."""
 
     name: Text
     scores: Scores
 
 
-class CurvePoint(_Record):
+class CurvePoint(Record):
     """One bin of the calibration curve."""
 
     mean_predicted: float
@@ -301,7 +277,7 @@ class CurvePoint(_Record):
     rows: Count
 
 
-class TaskMetrics(_Record):
+class TaskMetrics(Record):
     """The scores of one task. ``released``: they went through the mechanism, so epsilon covers them."""
 
     task: Text
@@ -331,7 +307,7 @@ def _publish_headline(schema: dict[str, Any]) -> None:
     schema["required"] = sorted({*schema["required"], "headline"})
 
 
-class Report(_Record):
+class Report(Record):
     """The privacy report of one run. ``guarantee`` is None for a run without privacy."""
 
     model_config = ConfigDict(json_schema_extra=_publish_headline)
@@ -380,9 +356,11 @@ class Report(_Record):
     @property
     def headline_parts(self) -> Headline:
         """The headline before it is joined to one line."""
-        public = (f"public data ({self.data.dataset})",) if self.data.public else ()
+        about = [f"goes on from run {one.run}, which is not counted here" for one in self.run.started_from[:1]]
+        if self.data.public:
+            about.append(f"public data ({self.data.dataset})")
         if self.guarantee is None:
-            return Headline((), "NOT PRIVATE", ("trained without differential privacy", *public))
+            return Headline((), "NOT PRIVATE", ("trained without differential privacy", *about))
         violated, asserted = self.with_status("violated"), self.with_status("asserted")
         warnings = []
         notes = []
@@ -395,7 +373,7 @@ class Report(_Record):
             notes.append(f"rests on {_counted(asserted, 'asserted')}")
         if not self.assumptions:
             notes.append("its assumptions are not stated")
-        return Headline(tuple(warnings), self.guarantee.phrase(), (*notes, *public))
+        return Headline(tuple(warnings), self.guarantee.phrase(), (*notes, *about))
 
     @computed_field  # type: ignore[prop-decorator]
     @property

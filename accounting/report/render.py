@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from accounting.report.fields import Verdict
 from accounting.report.phrase import NOT_STATED, bound
 from accounting.report.record import (
     Assumption,
@@ -23,8 +24,8 @@ from accounting.report.record import (
     Scores,
     Status,
     TaskMetrics,
-    Verdict,
 )
+from accounting.report.started import StartedFrom
 
 Row = tuple[str, ...]
 
@@ -118,7 +119,13 @@ def protects(report: Report) -> str:
     if report.run.insecure_seed is not None:
         hindrances.append("Whoever knows the seed can compute the noise and subtract it.")
     claim = report.guarantee.protects()
-    return " ".join([*hindrances, f"Without that: {claim}"]) if hindrances else claim
+    said = [*hindrances, f"Without that: {claim}"] if hindrances else [claim]
+    if report.run.costs_before:
+        said.append(
+            "This counts this run alone: the weights that it began with had learned from data before, and whoever is "
+            "in the data of both runs loses more."
+        )
+    return " ".join(said)
 
 
 def assumptions(report: Report) -> list[Assumption]:
@@ -250,10 +257,25 @@ def _run_rows(report: Report) -> list[Row]:
         ("time taken", NOT_STATED if run.seconds is None else f"{run.seconds:,.1f} s"),
         ("seed (initialization, bootstrap)", NOT_STATED if run.seed is None else str(run.seed)),
         ("insecure seed", insecure if run.insecure_seed is None else f"{run.insecure_seed}: noise is known"),
+        *_start_rows(run.started_from),
         ("privads", run.library_version),
         ("python", run.python),
         *sorted(run.versions.items()),
         ("report version", report.report_version),
+    ]
+
+
+def _start_rows(runs: tuple[StartedFrom, ...]) -> list[Row]:
+    """Returns a row for each run that is in the weights this one began with, the latest first."""
+    if not runs:
+        return [("started from", "new weights, or weights that the report does not know")]
+    return [
+        (
+            "which had started from" if number else "started from",
+            f"run {one.run}, {'public ' if one.public else ''}data set {one.dataset} "
+            f"({VERDICTS[one.verdict].lower()}): {one.cost}, {one.charged}",
+        )
+        for number, one in enumerate(runs)
     ]
 
 

@@ -5,10 +5,13 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from accounting.report.record import Report
 from accounting.report.render import MissingExtra, html
 from privads.config import ConfigError, parse_model
 from privads.logs.schema import Schema
@@ -49,9 +52,8 @@ def save(run: Run, folder: Path) -> Path:
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         save_file({name: value.contiguous() for name, value in run.model.state_dict().items()}, draft / WEIGHTS)
-        names = {kind: name for name, kind in MODELS.items()}
         about = {
-            "name": names.get(type(run.model), type(run.model).__name__),
+            "name": name_of(run.model),
             "settings": report.model.settings,
             "schema": run.schema.model_dump(mode="json"),
             "schema_sha256": run.schema.sha256,
@@ -73,17 +75,55 @@ def save(run: Run, folder: Path) -> Path:
 
 def load(folder: Path) -> tuple[nn.Module, Schema]:
     """Returns (model, schema) of a run folder; raises `ConfigError` where it is none."""
-    for name in (WEIGHTS, MODEL):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder} is not a run folder: it has no {name}")
-    about = json.loads((folder / MODEL).read_text(encoding="utf-8"))
-    if about["name"] not in MODELS:
-        raise ConfigError(
-            f"{folder} holds a model of your own ({about['name']}): load {WEIGHTS} into it with safetensors"
-        )
-    schema = parse_model(Schema, about["schema"], source=str(folder / MODEL))
-    if schema.sha256 != about.get("schema_sha256"):
-        raise ConfigError(f"{folder / MODEL} was changed: its schema is not the one that the model was trained with")
-    model = build(about["name"], schema, about["settings"])
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    name, settings, schema = read_about(folder)
+    if name not in MODELS:
+        raise ConfigError(f"{folder} holds a model of your own ({name}): load {WEIGHTS} into it with safetensors")
+    model = build(name, schema, settings)
+    model.load_state_dict(read_weights(folder))
     return model.eval(), schema
+
+
+def name_of(model: nn.Module) -> str:
+    """Returns the name by which a run asks for the model; of one's own model, that of its class."""
+    names = {kind: name for name, kind in MODELS.items()}
+    return names.get(type(model), type(model).__name__)
+
+
+def read_about(folder: Path) -> tuple[str, dict[str, Any], Schema]:
+    """Returns (name, settings, schema) of a run folder's model."""
+    file = _existing(folder, MODEL)
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        name, settings, stated, sha256 = (about[key] for key in ("name", "settings", "schema", "schema_sha256"))
+        name, settings = str(name), dict(settings)
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{file} was changed: it does not say what model it is about") from None
+    schema = parse_model(Schema, stated, source=str(file))
+    if schema.sha256 != sha256:
+        raise ConfigError(f"{file} was changed: its schema is not the one that the model was trained with")
+    return name, settings, schema
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Returns {name: weight} of a run folder."""
+    file = _existing(folder, WEIGHTS)
+    try:
+        weights: dict[str, Tensor] = load_file(file)
+    except SafetensorError:
+        raise ConfigError(f"{file} is damaged: no weights can be read from it") from None
+    return weights
+
+
+def read_report(folder: Path) -> Report:
+    """Returns the report of a run folder; refuses one whose facts do not agree with each other."""
+    file = _existing(folder, REPORT)
+    try:
+        return Report.from_json(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ConfigError(f"{file} was changed, or is no report: its facts do not agree with each other") from None
+
+
+def _existing(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no {name}")
+    return folder / name

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,19 @@ from accounting.budget import EXAMPLE
 from accounting.ledger import Charge, Entry, Ledger
 from privads.batch import Batch, Rows
 from privads.noise import Randomness
+from privads.training import resume, working
 from privads.training.adaptive import ClipNorm
 from privads.training.batches import Sampled, Source
-from privads.training.clipping import ClippedSums, UnitGradients, UnsupportedModel
+from privads.training.checks import check_before
+from privads.training.clipping import ClippedSums, UnitGradients
 from privads.training.optimizer import PlanOptimizer
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss, check_shape, probe
+from privads.training.resume import Resumption, Standing
 from privads.training.run import Facts, Run
-from privads.training.sampling import sampler_for
-from privads.training.selection import SelectedTables, check_selectable, selection
-from privads.training.tables import LazyTables, check_plain_sgd, tables_of
+from privads.training.sampling import TruncatedPoissonSampler, sampler_for
+from privads.training.selection import SelectedTables, select_these, selection
+from privads.training.tables import LazyTables, tables_of
 from privads.training.uses import touched_by_all
 
 _State = Literal["new", "ready", "drawn", "summed", "finished"]
@@ -61,17 +65,32 @@ class PrivateEngine:
         self._clip = ClipNorm(plan, self.randomness)
         self._tables: LazyTables | SelectedTables | None = None
         self._average: list[Tensor] = []
+        self._lease: str | None = None
+        self._run_entry: int | None = None
+        self._resumptions: tuple[Resumption, ...] = ()
+        self.note: Mapping[str, Any] = {}
 
     def make_private(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Rows, *, loss: Loss | None = None
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rows: Rows,
+        *,
+        loss: Loss | None = None,
+        resume_from: str | Path | None = None,
+        shown: bool = True,
     ) -> tuple[nn.Module, PlanOptimizer, "Batches"]:
         """Returns (model, optimizer, batches): checks everything, charges the ledger, opens the rows, in this order.
 
         loss: (outputs, batch) -> (rows,). Where it is given, the probe covers it; else the report says that its
         independence across rows is asserted. The model is the same object, with hooks attached until `finish`.
+
+        resume_from: the file that `save` wrote: the run goes on from there, with fresh randomness. shown: something of
+        the steps since then may have left its process, such as a loss that was printed; they are then charged again.
         """
         self._expect("new", "make_private is called once for each engine")
-        self._check(model, optimizer, rows)
+        check_before(self.plan, self.ledger, self.randomness, model, optimizer, rows)
+        standing = None if resume_from is None else self._resumed(Path(resume_from), model, optimizer, rows)
         model.train()
         self._gradients = UnitGradients(model)
         try:
@@ -83,7 +102,7 @@ class PrivateEngine:
             )
             self._kept = {name: one.clone() for name, one in self._untrained().items()}
             self._versions = self._weights_now()
-            self.entry = self._charge()
+            self.entry = self._charge() if standing is None else self._charge_rest(standing, shown=shown)
         except BaseException:
             self._detach()
             raise
@@ -92,18 +111,52 @@ class PrivateEngine:
         seed = self.randomness.insecure_seed
         # Dropout draws from torch's own generator, by row: a seed that others know would undo the unit's anonymity.
         torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else seed)
-        self._started = time.monotonic()
-        generator = self.randomness.generator
-        sampled = Sampled.of(rows, self.plan, by_row=self._unit == EXAMPLE, generator=generator)
-        sampler = sampler_for(self.plan, sampled.units, generator)
-        self._source = Source(sampled, sampler, self.plan, next(model.parameters()).device)
-        if isinstance(self._tables, SelectedTables) and self.plan.private and self.plan.table_noise == "fest":
-            touched = touched_by_all(
-                model, sampled, sampled.units, rows_per_unit=self.plan.rows_per_unit, generator=generator
-            )
-            self._tables.select = selection(self.plan, _rows_of_tables(model), self.randomness, touched=touched)
+        self._started = time.monotonic() - (0.0 if standing is None else standing.seconds)
+        self._open_rows(standing)
         self._state = "ready"
         return model, self._optimizer, Batches(self)
+
+    def save(self, path: str | Path, *, note: Mapping[str, Any] | None = None) -> None:
+        """Write a working checkpoint, from which `make_private` resumes this run, in place of an earlier one.
+
+        It is a secret, see `privads.training.working`. Between two steps only, and with balls in bins between two
+        epochs, as a fresh deal in the middle of one would put units into two of its batches. note: what the loop wants
+        to find in ``engine.note`` when it goes on, as `working.write` takes it.
+        """
+        self._expect("ready", "a checkpoint is made between two steps")
+        if self._within:
+            raise RuntimeError("a checkpoint is made between two steps, and parts of a batch are still to come")
+        if not self.may_save:
+            raise RuntimeError(f"with balls in bins a checkpoint is made after a multiple of {self.plan.bins} steps")
+        if self.randomness.insecure_seed is not None:
+            raise ValueError("a run with insecure_seed is repeated, not resumed: leave out the checkpoint")
+        if self._lease is None and self.ledger is not None and self.entry is not None:
+            self._lease = self.ledger.lease(self.entry)  # one for all checkpoints of this process
+        chosen = None
+        if isinstance(self._tables, SelectedTables) and self._selects_once:
+            chosen = self._tables.chosen()
+        used = getattr(self._source.sampler, "among", None)
+        standing = Standing(
+            steps_done=self.steps_done,
+            seconds=time.monotonic() - self._started,
+            clip_norm=self._clip.now,
+            average=self._average,
+            used=None if used is None else torch.from_numpy(used),
+            selected=chosen,
+            entry=None if self.entry is None else self._run_entry,
+            lease=self._lease,
+            resumptions=self._resumptions,
+            note=note or {},
+        )
+        weights = {**self.model.state_dict(), **self._kept}  # flushed, and without what the loop wrote to buffers
+        inner = self._optimizer.original_optimizer
+        working.write(Path(path), resume.packed(standing, self.plan, self.rows.schema, weights, inner))
+
+    @property
+    def may_save(self) -> bool:
+        """Whether a checkpoint can be made now: between two steps, and with balls in bins between two epochs."""
+        between_epochs = self.plan.sampler != "balls-in-bins" or self.steps_done % self.plan.bins == 0
+        return self._state == "ready" and not self._within and between_epochs
 
     def backward(self, losses: Tensor) -> None:
         """Sum the gradients of each unit's rows, clip them, and keep the sums for the optimizer's step.
@@ -170,6 +223,7 @@ class PrivateEngine:
                 optimizer=type(self._optimizer.original_optimizer).__name__,
                 learning_rate=float(groups[0]["lr"]),
                 loss_probed=self.loss_probed,
+                resumptions=self._resumptions,
             ),
         )
 
@@ -182,6 +236,44 @@ class PrivateEngine:
             return LazyTables(model, optimizer, plan, self.randomness, self._gradients.runs_of)
         select = selection(plan, _rows_of_tables(model), self.randomness)
         return SelectedTables(model, optimizer, self.randomness, batch=plan.batch, select=select)
+
+    def _resumed(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Rows) -> Standing:
+        """Returns where the run stands that goes on, with its weights and states put back."""
+        if self.randomness.insecure_seed is not None:
+            raise ValueError("a resumed run takes fresh randomness: leave out insecure_seed")
+        standing = resume.unpacked(working.read(path), self.plan, rows.schema, model, optimizer)
+        device = next(model.parameters()).device
+        self.steps_done, self._clip.now, self.note = standing.steps_done, standing.clip_norm, standing.note
+        self._average = [one.to(device) for one in standing.average]
+        return standing
+
+    def _charge_rest(self, standing: Standing, *, shown: bool) -> Entry | None:
+        """Returns the charge under which a resumed run goes on."""
+        if self.ledger is None or self.plan.budget is None:
+            return None
+        dataset = self.rows.schema.dataset
+        entry, resumption = resume.paid_for(
+            self.ledger, dataset, standing, self.plan, shown=shown, purpose=self.purpose
+        )
+        self._run_entry, self._resumptions = standing.entry, (*standing.resumptions, resumption)
+        return entry
+
+    def _open_rows(self, standing: Standing | None) -> None:
+        """Read who owns the rows, and make what a plan makes once of the log; a resumed run has it already."""
+        generator, plan = self.randomness.generator, self.plan
+        sampled = Sampled.of(self.rows, plan, by_row=self._unit == EXAMPLE, generator=generator)
+        sampler = sampler_for(plan, sampled.units, generator)
+        if standing is not None and isinstance(sampler, TruncatedPoissonSampler):
+            sampler.among = None if standing.used is None else standing.used.numpy()
+        self._source = Source(sampled, sampler, plan, next(self.model.parameters()).device)
+        if not (isinstance(self._tables, SelectedTables) and self._selects_once):
+            return
+        if standing is not None and standing.selected is not None:
+            self._tables.select = select_these(dict(zip(tables_of(self.model), standing.selected, strict=True)))
+            return
+        rows_per_unit = plan.rows_per_unit
+        touched = touched_by_all(self.model, sampled, sampled.units, rows_per_unit=rows_per_unit, generator=generator)
+        self._tables.select = selection(plan, _rows_of_tables(self.model), self.randomness, touched=touched)
 
     def _detach(self) -> None:
         """Leave the model as any other: settled, and without hooks."""
@@ -253,33 +345,6 @@ class PrivateEngine:
         by_row = self.plan.rows_per_unit == 1 and self.plan.records == 1
         return EXAMPLE if by_row else self.rows.schema.protected_unit
 
-    def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Rows) -> None:
-        """Refuse what can be refused before a private row is read or the ledger is charged."""
-        schema = rows.schema
-        if self.plan.budget is None and not schema.public:
-            raise ValueError(
-                f"data set {schema.dataset!r} is not public: a plan without privacy runs only where the schema says "
-                "public = true"
-            )
-        if self.randomness.insecure_seed is not None and not schema.public:
-            raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
-        if self.plan.budget is not None:
-            schema.check_unit(self.plan.budget.unit)
-            schema.check_history(self.plan.budget.unit, records=self.plan.records)
-            if self.ledger is None and not schema.public:
-                raise ValueError(
-                    f"training on data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)"
-                )
-        mine = set(model.parameters())
-        given = [one for group in optimizer.param_groups for one in group["params"]]
-        if not given or any(one not in mine for one in given):
-            raise UnsupportedModel("the optimizer must hold parameters of the model, and of nothing else")
-        if self.plan.table_noise == "lazy":
-            check_plain_sgd(model, optimizer)
-        elif self.plan.table_noise != "dense":
-            check_selectable(model, optimizer)
-        rows.check()
-
     def _charge(self) -> Entry | None:
         if self.ledger is None or self.plan.budget is None:
             return None
@@ -296,7 +361,12 @@ class PrivateEngine:
             ),
         )
         self.ledger.open_rows(entry)
+        self._run_entry = entry.id
         return entry
+
+    @property
+    def _selects_once(self) -> bool:
+        return self.plan.table_noise == "fest" and self.plan.private
 
     @property
     def _counts_rows(self) -> bool:

@@ -74,17 +74,26 @@ def noises_for(
     return noises
 
 
-def event_of(plan: "TrainPlan", budget: Budget, noises: Noises, steps: int) -> dp_event.DpEvent:
-    """Returns what ``steps`` steps of the plan execute under these noises, whatever the plan's own are."""
-    once = []
+def event_of(plan: "TrainPlan", budget: Budget, noises: Noises, steps: int, *, once: bool = True) -> dp_event.DpEvent:
+    """Returns what ``steps`` steps of the plan execute under these noises, whatever the plan's own are.
+
+    once: with what is done once, before the first step.
+    """
+    trained = _sampled(plan, noises.of_a_step(selecting=plan.table_noise == "adafest"), steps)
+    before = _before(plan, budget, noises) if once else []
+    whole = mechanisms.composed(*before, trained) if before else trained
+    return mechanisms.user_level(whole, plan.records)
+
+
+def _before(plan: "TrainPlan", budget: Budget, noises: Noises) -> list[dp_event.DpEvent]:
+    """Returns what is released of the log before the first step."""
+    found = []
     if plan.table_noise == "fest" and noises.selection is not None:
-        once.append(mechanisms.gaussian(noise_multiplier=noises.selection))
+        found.append(mechanisms.gaussian(noise_multiplier=noises.selection))
     if plan.most_units is not None:
         epsilon, delta = COUNT_SHARE * budget.epsilon, COUNT_SHARE * budget.delta
-        once.append(mechanisms.approximate_dp(epsilon=epsilon, delta=delta))
-    trained = _sampled(plan, noises.of_a_step(selecting=plan.table_noise == "adafest"), steps)
-    whole = mechanisms.composed(*once, trained) if once else trained
-    return mechanisms.user_level(whole, plan.records)
+        found.append(mechanisms.approximate_dp(epsilon=epsilon, delta=delta))
+    return found
 
 
 def _sampled(plan: "TrainPlan", noises: tuple[float, ...], steps: int) -> dp_event.DpEvent:

@@ -240,12 +240,13 @@ class TrainPlan:
         """Returns what was executed after the first ``steps`` steps."""
         if self.budget is None:
             return mechanisms.non_private()
-        own = Noises(
-            gradients=self.noise_multiplier,
-            count=self.count_noise_multiplier,
-            selection=self.selection_noise_multiplier,
-        )
-        return event_of(self, self.budget, own, steps)
+        return event_of(self, self.budget, self._noises, steps)
+
+    def event_of_rest(self, steps_done: int) -> dp_event.DpEvent:
+        """Returns what the steps after the first ``steps_done`` execute, without what is done once, before them all."""
+        if self.budget is None:
+            return mechanisms.non_private()
+        return event_of(self, self.budget, self._noises, self.steps - steps_done, once=False)
 
     @property
     def spent(self) -> Bounds:
@@ -253,6 +254,14 @@ class TrainPlan:
         if self.budget is None:
             raise ValueError("a plan without privacy has no epsilon")
         return epsilon(self.event, delta=self.budget.delta)
+
+    @property
+    def _noises(self) -> Noises:
+        return Noises(
+            gradients=self.noise_multiplier,
+            count=self.count_noise_multiplier,
+            selection=self.selection_noise_multiplier,
+        )
 
     def _check_choices(self) -> None:
         if self.sampler not in get_args(Sampler):

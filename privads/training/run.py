@@ -20,11 +20,13 @@ from accounting import mechanisms
 from accounting.accountant import Bounds, epsilon, without_amplification
 from accounting.ledger import Entry, Ledger
 from accounting.report import record
+from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
 from privads.batch import Rows
 from privads.evaluation.metrics import TaskMetrics, evaluate
 from privads.logs.schema import Schema
 from privads.training.plan import TrainPlan
+from privads.training.resume import Resumption
 
 RELEASED = "final model"
 NEIGHBORS = "One data set has {unit} more than the other."
@@ -49,7 +51,7 @@ class Facts:
     """What the engine knows at the end of a run, for the report.
 
     loss_probed: the probe covered the loss. own_loop: the training loop was not `privads.fit`. own_parts: model or loss
-    is not privads's.
+    is not privads's. resumptions: the run went on from a checkpoint.
     """
 
     steps_done: int
@@ -62,13 +64,17 @@ class Facts:
     loss_probed: bool
     own_loop: bool = True
     own_parts: bool = True
+    resumptions: tuple[Resumption, ...] = ()
     split: str = "not stated"
     seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """A finished training run. ``model`` is the plain module, with the averaged weights and no hooks."""
+    """A finished training run. ``model`` is the plain module, with the averaged weights and no hooks.
+
+    started_from: the runs in the weights that it began with, the latest first.
+    """
 
     model: nn.Module
     plan: TrainPlan
@@ -78,6 +84,7 @@ class Run:
     entry: Entry | None = None
     metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    started_from: tuple[StartedFrom, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -128,6 +135,7 @@ class Run:
                 seed=self.facts.seed,
                 insecure_seed=self.facts.insecure_seed,
                 config=_plain({**self.config, "plan": dataclasses.asdict(self.plan)}),
+                started_from=self.started_from,
             ),
             guarantee=self._guarantee(),
             mechanism=self._mechanism(),
@@ -152,7 +160,7 @@ class Run:
                 averaging=f"mean of the last {self.plan.averaging:.0%} of the iterates"
                 if self.plan.averaging
                 else "none",
-                settings=_plain(getattr(self.model, "settings", {})),
+                settings=settings_of(self.model),
             ),
             budget=self._ledger_budget(),
             metrics=tuple(self._task_metrics(task, metrics) for task, metrics in self.metrics.items()),
@@ -252,6 +260,13 @@ class Run:
             said.append(say("asserted", text, "the author of the model or the loss"))
         else:
             said.append(say("enforced", "nothing computed from rows is shown while training", "privads.fit"))
+        for one in facts.resumptions:
+            if one.entry is not None:
+                text = f"resumed after step {one.step}: the steps after it were charged again, as entry {one.entry}"
+                said.append(say("enforced", text, "Ledger"))
+            else:
+                text = f"resumed after step {one.step} under the run's own charge, which one process can do once"
+                said.append(say("enforced", text, "Ledger, by a single-use lease"))
         if facts.steps_done < plan.steps:
             text = f"the loop ended after {facts.steps_done} of {plan.steps} steps for a reason that is not in the rows"
             said.append(say("asserted", text, "the author of the training loop"))
@@ -273,7 +288,8 @@ class Run:
 
     def _not_covered(self) -> list[str]:
         if not self.plan.private:
-            return ["Anything: this run has no differential privacy."]
+            said = ["Anything: this run has no differential privacy."]
+            return [*said, _initial_weights(self.started_from)] if self.started_from else said
         said = []
         if self.metrics and not self.schema.public:
             said.append(
@@ -282,7 +298,7 @@ class Run:
             )
         said += [
             "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget.",
-            "What the model's initial weights had learned elsewhere.",
+            _initial_weights(self.started_from),
             "Other uses of these data that are not charged to the same ledger.",
             "Side channels: how long the run took and how much memory it used.",
         ]
@@ -327,6 +343,25 @@ class Run:
             reference=reference,
             curve=tuple(record.CurvePoint.model_validate(point, from_attributes=True) for point in metrics.curve),
         )
+
+
+def settings_of(model: nn.Module) -> dict[str, Any]:
+    """Returns the settings that a model was made with, as plain JSON; empty where it does not say."""
+    settings: dict[str, Any] = _plain(getattr(model, "settings", {}))
+    return settings
+
+
+def _initial_weights(runs: tuple[StartedFrom, ...]) -> str:
+    """Returns what is not covered of what the model had learned before this run."""
+    if not runs:
+        return "What the model's initial weights had learned elsewhere."
+    latest, older = runs[0], len(runs) - 1
+    others = {0: "", 1: ", and of a run before it"}.get(older, f", and of {older} runs before it")
+    return (
+        f"What the initial weights had learned: they are those of run {latest.run} ({latest.cost}, {latest.charged})"
+        f"{others}. The figure here is this run's alone, and whoever is in the data of several runs loses what they "
+        "cost together."
+    )
 
 
 def check_same_data(train: Schema, test: Schema) -> None:

@@ -113,7 +113,7 @@ class TruncatedPoissonSampler:
     ) -> None:
         self.sampling_rate, self.rows_per_unit, self.generator = sampling_rate, rows_per_unit, generator
         self.largest_batch = largest_batch
-        self._owned, self._among = Owned(units), among
+        self._owned, self.among = Owned(units), among
 
     def draws(self, steps: int) -> Iterator[Draw]:
         """Yields ``steps`` independent batches, all of one shape."""
@@ -122,10 +122,10 @@ class TruncatedPoissonSampler:
 
     def draw(self) -> Draw:
         """Returns one batch."""
-        population = self._owned.units if self._among is None else len(self._among)
+        population = self._owned.units if self.among is None else len(self.among)
         size = min(int(self.generator.binomial(population, self.sampling_rate)), self.largest_batch)
         chosen = _subset(self.generator, population, size)
-        chosen = chosen if self._among is None else self._among[chosen]
+        chosen = chosen if self.among is None else self.among[chosen]
         rows, owners = self._owned.rows_of(chosen, self.rows_per_unit, self.generator)
         missing = self.rows_per_unit - np.bincount(owners, minlength=self.largest_batch)
         filler = np.repeat(np.arange(self.largest_batch), missing)

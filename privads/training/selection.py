@@ -118,7 +118,11 @@ def select_once(
     touched: of every table, from `touched_by_all`.
     """
     law = partial(selected_rows, threshold=threshold, noise_std=noise_std, randomness=randomness)
-    fixed = {weight: law(counts) for weight, counts in touched.items()}
+    return select_these({weight: law(counts) for weight, counts in touched.items()})
+
+
+def select_these(fixed: Mapping[Tensor, Tensor]) -> Select:
+    """Returns what selects the same rows of each table at every step."""
     return lambda weight, _: fixed[weight]
 
 
@@ -221,6 +225,11 @@ class SelectedTables:
 
     def detach(self) -> None:
         """Do nothing: the model has no hooks."""
+
+    def chosen(self) -> list[Tensor]:
+        """Returns the rows of each table that were selected once for all, in the order of the tables."""
+        empty = torch.zeros(0, dtype=torch.int64)
+        return [self.select(one, SparseSum(empty, one.new_zeros(0, 1), len(one))) for one in self._tables]
 
     @contextmanager
     def stepping(

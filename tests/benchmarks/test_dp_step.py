@@ -25,7 +25,8 @@ def test_the_last_line_has_the_agreed_keys_and_the_issues_figures() -> None:
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert report["benchmark"] == "dp_step"
     names = {figure["name"] for figure in report["figures"]}
-    for stem in ("lazy_over_ordinary", "lazy_over_ghost", "memory_over_ordinary", "user_over_example"):
+    stems = ("lazy_over_ordinary", "adafest_over_ordinary", "lazy_over_ghost", "memory_over_ordinary")
+    for stem in (*stems, "user_over_example"):
         assert any(name.startswith(stem) for name in names), stem
         assert stem in report["aims"]
     assert all(figure["value"] > 0 for figure in report["figures"])
@@ -52,11 +53,12 @@ def test_every_contender_takes_steps_on_fresh_batches(monkeypatch: pytest.Monkey
         benchmark.ours(SMALL, rows, noise="lazy", steps=10),
         benchmark.ours(SMALL, rows, noise="dense", steps=10),
         benchmark.ours(SMALL, rows, noise="lazy", unit="user", steps=10),
+        benchmark.ours(SMALL, rows, noise="adafest", steps=10),
         benchmark.opacus_ghost(SMALL, rows),
     ):
         step()
         step()
-    assert len(set(seen)) == len(seen) == 10
+    assert len(set(seen)) == len(seen) == 12
 
 
 def test_medians_take_turns_and_leave_out_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:

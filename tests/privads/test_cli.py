@@ -14,6 +14,7 @@ import pytest
 
 from accounting.ledger import Ledger
 from privads import cli
+from privads.training.engine import PrivateEngine
 from tests.privads.training.helpers import write_log
 
 ADS_TOML = """\
@@ -334,3 +335,77 @@ def test_the_encoded_rows_are_kept_only_where_asked_for(with_budget: Path) -> No
     kept = with_budget / "b" / "rows"
     assert kept.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in kept.iterdir()} == {0o600}
+
+
+def test_a_run_starts_from_an_earlier_ones_folder(with_budget: Path, tmp_path: Path) -> None:
+    """Paths in the file are relative to its folder, those of --set to the working directory."""
+    assert privads(with_budget, "train", "run.toml", "--out", "runs/monday", "--quiet").returncode == 0
+    monday = json.loads((with_budget / "runs/monday/report.json").read_text())
+    run_toml = with_budget / "run.toml"
+    run_toml.write_text(f'{RUN_TOML}[run]\nstart = "runs/monday"\n')
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = privads(elsewhere, "train", str(run_toml), "--out", str(with_budget / "runs/tuesday"), "--quiet", "--json")
+    assert done.returncode == 0, done.stderr
+    (start,) = json.loads(done.stdout)["run"]["started_from"]
+    assert (start["run"], start["entry"], start["same_ledger"]) == (
+        monday["run"]["id"],
+        monday["budget"]["entry"],
+        True,
+    )
+    assert spent(with_budget) == pytest.approx(6.0, abs=0.1)
+    page = privads(with_budget, "report", "runs/tuesday")
+    assert f"started from | run {monday['run']['id']}" in page.stdout
+    wrong = ("--set", "run.start=runs/monday", "--quiet")
+    refused(privads(elsewhere, "train", str(run_toml), *wrong), 2, "runs/monday is not a run folder")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("run.start=nowhere", ("nowhere is not a run folder", "model.json")),
+        ("model.name=dcn", ("cannot start from run", "'logistic', this one 'dcn'")),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_before_the_charge(
+    with_budget: Path, setting: str, words: tuple[str, ...]
+) -> None:
+    privads(with_budget, "train", "run.toml", "--out", "runs/monday", "--quiet")
+    before = spent(with_budget)
+    started = ("--set", "run.start=runs/monday", "--set", setting)
+    refused(privads(with_budget, "train", "run.toml", *started), 2, *words)
+    assert spent(with_budget) == before
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint_for_nothing(
+    with_budget: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_toml = with_budget / "run.toml"
+    run_toml.write_text(f'{RUN_TOML}[run]\ncheckpoint = "secret/run.checkpoint"\ncheckpoint_every = 1\n')
+    backward, calls = PrivateEngine.backward, []
+
+    def interrupted(self: PrivateEngine, losses: object) -> None:
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        backward(self, losses)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PrivateEngine, "backward", interrupted)
+    started = ("train", "run.toml", "--out", "run", "--quiet")
+    refused(privads(with_budget, *started), 130, "interrupted", "go on with --resume")
+    kept = with_budget / "secret" / "run.checkpoint"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    before = spent(with_budget)
+    refused(privads(with_budget, *started), 2, "holds the checkpoint of an interrupted run")
+    done = privads(with_budget, *started, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert spent(with_budget) == before
+    assert not kept.exists()
+    assert "resumed after step 2 under the run's own charge" in privads(with_budget, "report", "run").stdout
+
+
+def test_a_checkpoint_that_would_be_handed_out_or_is_not_named_is_refused(with_budget: Path) -> None:
+    inside = ("--set", "run.checkpoint=run/secret", "--out", "run")
+    refused(privads(with_budget, "train", "run.toml", *inside), 2, "run/secret", "handed")
+    refused(privads(with_budget, "train", "run.toml", "--resume"), 2, "run.checkpoint")
+    assert spent(with_budget) == 0

@@ -19,6 +19,7 @@ from accounting.report.record import (
     Scores,
     TaskMetrics,
 )
+from accounting.report.started import StartedFrom
 
 
 def report(**blocks: Any) -> Report:
@@ -31,6 +32,10 @@ def guarantee(**fields: Any) -> Guarantee:
 
 def run(**fields: Any) -> Run:
     return Run(**{**RUN, **fields})
+
+
+def started_from(**fields: Any) -> StartedFrom:
+    return StartedFrom(**{**STARTED_FROM, **fields})
 
 
 def data(**fields: Any) -> Data:
@@ -60,6 +65,20 @@ RUN: dict[str, Any] = {
         },
     },
 }
+STARTED_FROM: dict[str, Any] = {
+    "run": "2026-11-21T10-30-00-77aa",
+    "dataset": "ads-2026q4",
+    "public": False,
+    "verdict": "private",
+    "epsilon": 1.2345,
+    "delta": 1e-7,
+    "unit": "user",
+    "neighbors": "add-remove",
+    "entry": "9",
+    "head": "beef" * 16,
+    "same_ledger": True,
+}
+WITHOUT_COST = dict.fromkeys(("epsilon", "delta", "unit", "neighbors", "entry", "head"))
 GUARANTEE: dict[str, Any] = {
     "epsilon": 2.9714,
     "epsilon_lower": 2.9688,

@@ -11,7 +11,18 @@ from accounting.budget import Budget
 from accounting.report.phrase import bound, round_up
 from accounting.report.record import Interval, Mechanism, ProfilePoint, Report, Scores, TaskMetrics
 from tests.accounting.report import sample
-from tests.accounting.report.sample import ASSERTED, CHECKED, ENFORCED, VIOLATED, data, guarantee, report, run
+from tests.accounting.report.sample import (
+    ASSERTED,
+    CHECKED,
+    ENFORCED,
+    VIOLATED,
+    WITHOUT_COST,
+    data,
+    guarantee,
+    report,
+    run,
+    started_from,
+)
 
 CLAIM = "epsilon <= 2.98 (delta 1e-06, user, add/remove, final model)"
 
@@ -111,6 +122,37 @@ def test_violation_and_insecure_seed_both_stand_in_the_headline() -> None:
     assert made.verdict == "violated"
 
 
+def test_the_headline_says_that_an_earlier_run_is_in_the_weights_and_not_in_the_figure() -> None:
+    note = "goes on from run 2026-11-21T10-30-00-77aa, which is not counted here"
+    later = run(started_from=[started_from(), started_from(run="older")])
+    assert report(run=later).headline == f"{CLAIM} — {note}"
+    assert report(run=later).verdict == report().verdict
+    assert f" — {note} — public data" in report(run=later, data=data(public=True)).headline
+    assert report(guarantee=None, budget=None, run=later).headline.endswith(f"without differential privacy — {note}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epsilon": None}, "together or not at all"),
+        ({"delta": None}, "together or not at all"),
+        ({"unit": None}, "together or not at all"),
+        ({"neighbors": None}, "together or not at all"),
+        ({"entry": None}, "charged to no ledger"),
+    ],
+)
+def test_an_earlier_run_is_stated_whole_or_not(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        started_from(**fields)
+    assert started_from(**WITHOUT_COST, same_ledger=False).cost == "no privacy"
+
+
+def test_a_report_from_before_runs_went_on_from_others_is_still_read() -> None:
+    fields = json.loads(report().to_json())
+    assert fields["run"].pop("started_from") == []
+    assert Report.from_json(json.dumps(fields)) == report()
+
+
 @pytest.mark.parametrize("public", [True, False])
 def test_a_run_without_privacy_is_not_private(public: bool) -> None:
     made = report(guarantee=None, budget=None, data=data(public=public))
@@ -127,7 +169,8 @@ def test_accuracy_of_the_best_guess_is_the_definition_s() -> None:
 
 
 def test_json_round_trip_gives_the_same_report_and_the_same_bytes() -> None:
-    for made in (report(), report(guarantee=None, budget=None), report(metrics=[], not_covered=[])):
+    later = run(started_from=[started_from()])
+    for made in (report(), report(guarantee=None, budget=None), report(metrics=[], not_covered=[]), report(run=later)):
         again = Report.from_json(made.to_json())
         assert again == made
         assert again.to_json() == made.to_json()
@@ -304,7 +347,8 @@ def test_a_delta_outside_its_range_is_refused(delta: float) -> None:
 
 def test_the_schema_describes_the_file() -> None:
     schema = Report.model_json_schema()
-    for made in (report(), report(guarantee=None, budget=None, metrics=[])):
+    later = run(started_from=[started_from()])
+    for made in (report(), report(run=later), report(guarantee=None, budget=None, metrics=[])):
         fields = json.loads(made.to_json())
         assert faults(fields, schema, schema) == []
     assert faults({**fields, "extra": 1}, schema, schema) == ["extra is unknown"]

@@ -10,7 +10,18 @@ from accounting.report.phrase import round_up
 from accounting.report.record import CurvePoint, Interval, ProfilePoint, Report
 from accounting.report.render import MissingExtra, budget_bar, html, interval, markdown
 from tests.accounting.report import sample
-from tests.accounting.report.sample import ASSERTED, CHECKED, ENFORCED, VIOLATED, data, guarantee, report, run
+from tests.accounting.report.sample import (
+    ASSERTED,
+    CHECKED,
+    ENFORCED,
+    VIOLATED,
+    WITHOUT_COST,
+    data,
+    guarantee,
+    report,
+    run,
+    started_from,
+)
 
 HOSTILE = '<script>alert("x")</script>&amp;<img src=x onerror=y>|`*'
 VARIANTS = {
@@ -18,6 +29,15 @@ VARIANTS = {
     "asserted": report(assumptions=[ENFORCED, CHECKED, ASSERTED]),
     "violated and seeded": report(assumptions=[ENFORCED, VIOLATED], run=run(insecure_seed=3)),
     "without privacy": report(guarantee=None, budget=None, data=data(public=True)),
+    "continued": report(
+        run=run(
+            started_from=[
+                started_from(),
+                started_from(run="b", same_ledger=False, verdict="conditional"),
+                started_from(run="c", public=True, verdict="not private", same_ledger=False, **WITHOUT_COST),
+            ]
+        )
+    ),
     "little stated": report(
         guarantee=guarantee(epsilon_lower=None, epsilon_without_amplification=None, profile=[], unit_columns=[]),
         data=data(population=None, schema_sha256=None, split="not stated"),
@@ -329,3 +349,24 @@ def test_the_claims_own_delta_is_not_another_delta() -> None:
 
 def test_an_infinite_figure_is_said_in_words() -> None:
     assert round_up(math.inf) == "infinity"
+
+
+def test_every_run_in_the_weights_is_shown_with_what_it_cost_and_where_it_was_charged() -> None:
+    made = VARIANTS["continued"]
+    printed = "epsilon <= 1.24 (delta 1e-07, user, add/remove, its final model)"
+    for text in (markdown(made), page_of(made).text):
+        assert (
+            "run 2026-11-21T10-30-00-77aa, data set ads-2026q4 (private): "
+            f"{printed}, charged as entry 9 of the same ledger" in text
+        )
+        assert f"(private on conditions): {printed}, charged as entry 9 of another ledger (head beefbeef" in text
+        assert "run c, public data set ads-2026q4 (not private): no privacy, charged to no ledger" in text
+        assert "whoever is in the data of both runs loses more" in text
+        assert text.count("which had started from") == 2
+
+
+def test_weights_that_had_cost_nobody_anything_need_no_warning() -> None:
+    free = started_from(public=True, verdict="not private", same_ledger=False, **WITHOUT_COST)
+    for text in (markdown(report(run=run(started_from=[free]))), markdown(report())):
+        assert "loses more" not in text
+    assert "weights that the report does not know" in markdown(report())

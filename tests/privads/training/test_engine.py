@@ -314,7 +314,7 @@ def test_a_truncated_batch_of_nobody_still_adds_noise(log: Logs, monkeypatch: py
     budget = Budget(epsilon=50.0, delta=1e-5, unit="user")
     plan = dataclasses.replace(truncated_plan(), budget=budget, clip_norm=1.0, noise_multiplier=5.0)
     engine, model, optimizer, batches = started(log, plan)
-    monkeypatch.setattr(engine._source.sampler, "_among", np.zeros(0, dtype=np.int64))
+    monkeypatch.setattr(engine._source.sampler, "among", np.zeros(0, dtype=np.int64))
     before = weights(model)
     batch = next(iter(batches))
     assert float(batch.weights.sum()) == 0.0

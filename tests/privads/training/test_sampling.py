@@ -385,8 +385,8 @@ def test_a_log_of_more_units_than_the_plan_states_is_thinned_before_it_is_sample
     for units, whole in ((400, True), (5000, False)):
         made = sampler_for(plan, np.arange(units), generator)
         assert isinstance(made, TruncatedPoissonSampler)
-        assert (made._among is None) == whole
-        assert whole or 1000 < len(made._among) < 2000  # type: ignore[arg-type]
+        assert (made.among is None) == whole
+        assert whole or 1000 < len(made.among) < 2000  # type: ignore[arg-type]
 
 
 # Balls in bins

@@ -1,0 +1,45 @@
+"""What a run is refused for before its ledger is charged or a private row is read."""
+
+import torch
+from torch import nn
+
+from accounting.ledger import Ledger
+from privads.batch import Rows
+from privads.noise import Randomness
+from privads.training.plan import TrainPlan
+from privads.training.refusals import UnsupportedModel
+from privads.training.selection import check_selectable
+from privads.training.tables import check_plain_sgd
+
+
+def check_before(
+    plan: TrainPlan,
+    ledger: Ledger | None,
+    randomness: Randomness,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Rows,
+) -> None:
+    """Raises ValueError where plan, data, ledger, model and optimizer do not go together."""
+    schema = rows.schema
+    if plan.budget is None and not schema.public:
+        raise ValueError(
+            f"data set {schema.dataset!r} is not public: a plan without privacy runs only where the schema says "
+            "public = true"
+        )
+    if randomness.insecure_seed is not None and not schema.public:
+        raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
+    if plan.budget is not None:
+        schema.check_unit(plan.budget.unit)
+        schema.check_history(plan.budget.unit, records=plan.records)
+        if ledger is None and not schema.public:
+            raise ValueError(f"training on data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
+    mine = set(model.parameters())
+    given = [one for group in optimizer.param_groups for one in group["params"]]
+    if not given or any(one not in mine for one in given):
+        raise UnsupportedModel("the optimizer must hold parameters of the model, and of nothing else")
+    if plan.table_noise == "lazy":
+        check_plain_sgd(model, optimizer)
+    elif plan.table_noise != "dense":
+        check_selectable(model, optimizer)
+    rows.check()
