@@ -7,9 +7,13 @@ layer, without a per-row weight gradient for the layers that have a rule of thei
     norm_u^2 = sum over layers ||sum over rows r of u: dloss_r/dW||^2
     sum_u min(1, C / norm_u) * (sum over rows r of u: dloss_r/dW)
 
-Everything else goes through Opacus's grad samplers, which are read and never changed.
+Everything else goes through Opacus's grad samplers, which are read and never changed, or through functorch.
+
+Source: book-keeping (Bu et al. 2023, arXiv 2210.00038), ghost norms (Li et al. 2022, arXiv 2110.05679) and, by group,
+McMahan et al. 2018 (arXiv 1710.06963, section 3.3).
 """
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,29 +22,39 @@ from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleHooks
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
+from opacus.layers import DPGRU, DPLSTM, DPRNN
+from opacus.utils.module_utils import has_trainable_params
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from privads.training.refusals import UnsupportedModel, layer_name, refuse_layers
-from privads.training.rules import RULES, TABLE_RULES, Contribution, Lookups, Rule, per_sample
-from privads.training.tables import TABLES, RunsOfBatch, SparseSum, positional
+from privads.training.contribution import Contribution, Owners, Rule
+from privads.training.lookups import Lookups
+from privads.training.refusals import UnsupportedModel, layer_name, refuse_layers, refuse_parameters, rows_second
+from privads.training.rules import RULES, TABLE_RULES, Sampler, by_functorch, per_sample
+from privads.training.tables import RunsOfBatch, SparseSum, positional, tables_of
 
 __all__ = ["ClippedSums", "UnitGradients", "UnsupportedModel"]
 
-_KNOWN_TYPES = (torch.bfloat16, torch.float32, torch.float64)
+_Inputs = tuple[Tensor | None, ...]
 
-_SHORT = 1 - 1e-6
-"""A vector of counts is made so much shorter than 1: what rounding adds to its length is less."""
+_RECURRENT = (DPRNN, DPLSTM, DPGRU)
+"""Opacus's recurrent layers hold their cells' parameters under other names: the cells' own layers compute."""
+
+_WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}
+"""What a layer may give, and in what its norms and sums are computed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClippedSums:
     """What the units of a batch add up to, or those of a part of one: parts are added with ``+``.
 
-    sums: per parameter the sum of clipped gradients, sparse for a table; a parameter without a contribution is left
-    out. within: (units,) bool, whose norm was at most the clip norm. touched: per table (n, 1) counts of used rows, the
-    sum over units u of v_u, which is ``1 / sqrt(m)`` at each of the m rows, of all tables, that u reads.
+    sums: per parameter, the sum over units of their clipped gradients; a table's is sparse, and a parameter without a
+    contribution is left out.
+    within: (units,) bool, whose norm was at most its clip norm (by group: both of them); all, where nothing is clipped.
+    touched: per table, (n, 1) counts of used rows: the sum over units u of v_u, which is ``1 / sqrt(m)``, rounded down,
+    at each of the m rows, of all tables together, that u reads, so that ``||v_u||_2 <= 1``. Whether a unit counts does
+    not depend on its gradient. Reads of a padding_idx, by rows of padding, and of tables without a part in the loss do
+    not count.
     """
 
     sums: Mapping[Tensor, Tensor | SparseSum]
@@ -65,10 +79,10 @@ class _Call:
     """One call of a layer: what went in (with the versions of the tensors), and where the output enters the graph."""
 
     module: nn.Module
-    inputs: tuple[Tensor, ...]
+    inputs: _Inputs
     versions: tuple[int, ...]
     edge: GradientEdge
-    output_shape: torch.Size
+    dtype: torch.dtype
 
 
 class UnitGradients(GradSampleHooks):  # type: ignore[misc]
@@ -80,63 +94,74 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
     - a unit whose gradient is not finite adds zero, and changes nothing else;
     - a layer that took no part in the loss adds zero, never the last batch's gradient;
     - what one unit adds to the counts of used rows has a length of at most 1, in floating point.
+
+    The forward pass may run under `torch.autocast` in bfloat16: what the layers took and gave is made float32 before it
+    is multiplied, and norms are those of the numbers that are added up.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._calls: list[_Call] = []
+        self._samplers: dict[nn.Module, Sampler] = {}
         self.runs_of = RunsOfBatch()
-        self._samplers: dict[nn.Module, Any] = {}
         refuse_layers(model)
-        try:
-            super().__init__(model, batch_first=True, loss_reduction="sum", strict=True)
-        except NotImplementedError as error:
-            raise UnsupportedModel(f"a layer cannot be trained with privacy: {error}") from None
-        self._refuse_uncovered(model)
-        trained = [one for one in self.iterate_submodules(model) if any(p.requires_grad for p in one.parameters())]
-        self._groups = len({type(one) in TABLES for one in trained})
+        layers = list(self.iterate_submodules(model))
+        whole = [one for one in layers if not _has_rule(one) and _sampler(one) is by_functorch]
+        refuse_parameters(model, layers, whole=whole)
+        trained = [one for one in model.parameters() if one.requires_grad]
+        tables = tables_of(model)
+        self._mixed = 0 < len(tables) < len(trained)
+        self._rows_second = set(rows_second(model))
+        super().__init__(model, batch_first=True, loss_reduction="sum", strict=True)
 
     def add_hooks(self, **_: Any) -> None:
-        """Attach one forward hook to every layer with parameters of its own."""
+        """Attach one forward hook to every layer with trained parameters of its own."""
         self.autograd_grad_sample_hooks = self._module.autograd_grad_sample_hooks = []
         for module in self.iterate_submodules(self._module):
-            if type(module) not in RULES and type(module) not in TABLE_RULES:
-                sampler = self.GRAD_SAMPLERS.get(type(module))
-                if sampler is None:
-                    prepare_layer(module, batch_first=True)
-                    sampler = ft_compute_per_sample_gradient
-                self._samplers[module] = sampler
+            if not _has_rule(module):
+                self._samplers[module] = _sampler(module)
             self.autograd_grad_sample_hooks.append(module.register_forward_hook(self._capture, with_kwargs=True))
         self.enable_hooks()
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
-        """Yields the layers with parameters of their own; those with a rule, or handled whole, are not entered."""
-        if type(module) in RULES or type(module) in TABLE_RULES:
+        """Yields the layers with trained parameters of their own; of those with a rule or handled whole, no part."""
+        if not _has_rule(module):
+            inside = super().iterate_submodules(module)
+            yield from (one for one in inside if type(one) not in _RECURRENT)
+        elif has_trainable_params(module):
             yield module
-            return
-        yield from super().iterate_submodules(module)
 
     def capture_activations_hook(self, module: nn.Module, forward_input: Any, output: Any) -> None:
         """Keep what a layer was called with."""
         if not (self.hooks_enabled and module.training and torch.is_grad_enabled()):
             return
-        if not isinstance(output, Tensor) or not all(isinstance(one, Tensor) for one in forward_input):
+        if not isinstance(output, Tensor) or not all(isinstance(one, Tensor | None) for one in forward_input):
             raise UnsupportedModel(
                 f"{layer_name(self._module, module)} holds parameters of its own but does not map tensors to a tensor: "
                 "move its parameters into a layer such as nn.Linear"
             )
         if not output.requires_grad:
             return
-        inputs = tuple(one.detach() for one in forward_input)
-        versions = tuple(one._version for one in inputs)
-        self._calls.append(_Call(module, inputs, versions, get_gradient_edge(output), output.shape))
+        inputs = tuple(None if one is None else one.detach() for one in forward_input)
+        versions = tuple(0 if one is None else one._version for one in inputs)
+        self._calls.append(_Call(module, inputs, versions, get_gradient_edge(output), output.dtype))
 
     def _capture(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if kwargs and inspect.signature(module.forward).bind(*args, **kwargs).kwargs:
+            raise UnsupportedModel(
+                f"{layer_name(self._module, module)} was called with {list(kwargs)} and without an argument before "
+                "them: pass every argument up to the last, None where there is none"
+            )
         self.capture_activations_hook(module, positional(module, args, kwargs), output)
 
     def forget(self) -> None:
         """Drop what was kept of earlier calls."""
         self._calls.clear()
         self.runs_of.forget()
+
+    @property
+    def precision(self) -> float:
+        """The relative spacing of the coarsest numbers that the layers gave since `forget`: 2^-7 of bfloat16."""
+        return max((torch.finfo(call.dtype).eps for call in self._calls), default=0.0)
 
     def clipped_sums(
         self,
@@ -150,27 +175,33 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
     ) -> ClippedSums:
         """Returns the sums over units of their clipped gradients.
 
-        losses: (rows,). owners: (rows,) the unit of each row, in 0 .. units - 1. With an infinite ``clip_norm`` nothing
-        is clipped, and norms are not computed. per_group: a unit's gradient in tables and in all other layers is
-        clipped to ``clip_norm / sqrt(2)`` each (McMahan et al. 2018, arXiv 1710.06963, section 2.2). touching: count
-        the rows of tables that the first so many units read; None counts nothing.
+        losses: (rows,). owners: (rows,) the unit of each row, in 0 .. units - 1. clip_norm: the bound on a unit's whole
+        contribution; with an infinite one nothing is clipped, and norms are not computed. per_group: tables and the
+        rest are clipped each to ``clip_norm / sqrt(2)``; a model that has only one of the two, to ``clip_norm``.
+        touching: asks for ``touched``; the first so many rows count, and later ones are padding: a unit of nobody.
         """
-        with torch.autocast(losses.device.type, enabled=False):  # norms must be those of the numbers that are added up
-            found = self._contributions(losses, owners, units)
-            split = per_group and self._groups > 1
+        real = units
+        if touching is not None and touching < len(owners):
+            owners = owners.clone()
+            owners[touching:] = units  # whatever padding computes, it is clipped and counted by itself
+            units += 1
+        # Autocast would round products: norms must be those of the numbers that are added up.
+        with torch.autocast(losses.device.type, enabled=False):
+            found = self._contributions(losses, Owners(owners, units))
+            split = per_group and self._mixed
             groups = [[one for one in found if isinstance(one, Lookups) == which] for which in (True, False)]
             bound = clip_norm / math.sqrt(2) if split else clip_norm
             sums: dict[Tensor, Tensor | SparseSum] = {}
             within = torch.ones(units, dtype=torch.bool, device=losses.device)
             for group in groups if split else [found]:
-                factors = _factors(group, units, bound, losses.device)
-                within &= factors == 1
+                factors, below = _factors(group, units, bound, losses.device)
+                within &= below
                 for contribution in group:
                     sums.update(contribution.weighted_sums(factors))
-            touched = {} if touching is None else _touched(found, units, touching)
-            return ClippedSums(sums=sums, within=within, touched=touched)
+            touched = {} if touching is None else _touched(found, real, units)
+        return ClippedSums(sums=sums, within=within[:real], touched=touched)
 
-    def _contributions(self, losses: Tensor, owners: Tensor, units: int) -> list[Contribution]:
+    def _contributions(self, losses: Tensor, owners: Owners) -> list[Contribution]:
         if not self._calls:
             raise RuntimeError(
                 "no layer was called in training mode since the batch was drawn: call model.train() and compute the "
@@ -180,66 +211,98 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
             losses.sum(), [call.edge for call in calls], allow_unused=True
         )
-        by_module: dict[nn.Module, list[tuple[tuple[Tensor, ...], Tensor]]] = {}
+        by_module: dict[nn.Module, list[tuple[_Inputs, Tensor]]] = {}
         for call, gradient in zip(calls, gradients, strict=True):
-            if gradient is None:
-                continue
-            if any(tensor._version != version for tensor, version in zip(call.inputs, call.versions, strict=True)):
-                name = layer_name(self._module, call.module)
-                raise UnsupportedModel(f"the input of {name} was changed in place after it was used; make it a copy")
-            if gradient.shape[0] != len(owners) or gradient.dtype not in _KNOWN_TYPES:
-                name = layer_name(self._module, call.module)
-                raise UnsupportedModel(
-                    f"{name} gave {tuple(gradient.shape)} of {gradient.dtype}: the first dimension must be "
-                    f"the {len(owners)} rows, in bfloat16 (not float16), float32 or float64"
-                )
-            inputs = tuple(_full(one) for one in call.inputs)
-            by_module.setdefault(call.module, []).append((inputs, _full(gradient.detach())))
-        found = []
-        for module, uses in by_module.items():
-            found.append(self._rule_of(module)(module, uses, owners, units))
-        return found
+            if gradient is not None:
+                by_module.setdefault(call.module, []).append(self._checked(call, gradient.detach(), len(owners.of)))
+        self.disable_hooks()  # functorch calls layers again
+        try:
+            return [self._contribution(module, uses, owners) for module, uses in by_module.items()]
+        finally:
+            self.enable_hooks()
+
+    def _checked(self, call: _Call, gradient: Tensor, rows: int) -> tuple[_Inputs, Tensor]:
+        """Returns one use of a layer, in float32 or wider."""
+        if any(one is not None and one._version != was for one, was in zip(call.inputs, call.versions, strict=True)):
+            raise UnsupportedModel(
+                f"the input of {layer_name(self._module, call.module)} was changed in place after it was used; make "
+                "it a copy"
+            )
+        if gradient.dtype == torch.float16:
+            raise UnsupportedModel(
+                f"{layer_name(self._module, call.module)} gave float16, whose gradients need a loss scaling that "
+                "clipping would undo: use torch.autocast(dtype=torch.bfloat16)"
+            )
+        inputs = call.inputs
+        if call.module in self._rows_second:
+            inputs = tuple(None if one is None else one.transpose(0, 1) for one in inputs)
+            gradient = gradient.transpose(0, 1)
+        if gradient.shape[:1] != (rows,) or gradient.dtype not in _WIDE:
+            raise UnsupportedModel(
+                f"{layer_name(self._module, call.module)} gave {tuple(gradient.shape)} of {gradient.dtype}: the first "
+                f"dimension must be the {rows} rows, in bfloat16, float32 or float64"
+            )
+        wide = _WIDE[gradient.dtype]
+        inputs = tuple(one.to(wide) if one is not None and one.is_floating_point() else one for one in inputs)
+        return inputs, gradient.to(wide)
+
+    def _contribution(self, module: nn.Module, uses: list[tuple[_Inputs, Tensor]], owners: Owners) -> Contribution:
+        try:
+            return self._rule_of(module)(module, uses, owners)
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError) as error:
+            why = str(error).splitlines()[0]
+            raise UnsupportedModel(
+                f"the gradients of {layer_name(self._module, module)} cannot be computed row by row: {why}"
+            ) from error
 
     def _rule_of(self, module: nn.Module) -> Rule:
         if type(module) in TABLE_RULES:
             rule = TABLE_RULES[type(module)]
-            return lambda module, uses, owners, units: rule(module, uses, owners, units, self.runs_of)
+            return lambda module, uses, owners: rule(module, uses, owners, self.runs_of)
         return RULES.get(type(module)) or partial(per_sample, sampler=self._samplers[module])
 
-    def _refuse_uncovered(self, model: nn.Module) -> None:
-        owner: dict[nn.Parameter, nn.Module] = {}
-        for module in self.iterate_submodules(model):
-            for parameter in module.parameters():
-                if owner.setdefault(parameter, module) is not module:
-                    raise UnsupportedModel(
-                        f"{layer_name(model, module)} shares a parameter with {layer_name(model, owner[parameter])}: "
-                        "use the same layer in both places instead of two layers with one parameter"
-                    )
+
+def _has_rule(module: nn.Module) -> bool:
+    return type(module) in RULES or type(module) in TABLE_RULES
 
 
-def _factors(group: list[Contribution], units: int, clip_norm: float, device: torch.device) -> Tensor:
-    """Returns (units,) what each unit's gradient in this group of layers is multiplied with."""
+def _factors(group: list[Contribution], units: int, clip_norm: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns (units,) what each unit's gradient in a group of layers is multiplied with, and whether it was within."""
     if math.isinf(clip_norm):
-        return torch.ones(units, device=device)
+        return torch.ones(units, device=device), torch.ones(units, dtype=torch.bool, device=device)
     squares = torch.zeros(units, dtype=torch.float64, device=device)
     for contribution in group:
-        squares += contribution.squared_norms().double()
+        squares += contribution.squared_norms()
     norms = squares.sqrt()
+    within = norms <= clip_norm
     # Compared, not divided first: NaN and infinity fall through to 0.
-    return torch.where(norms <= clip_norm, 1.0, torch.nan_to_num(clip_norm / norms, nan=0.0)).float()
+    return torch.where(within, 1.0, torch.nan_to_num(clip_norm / norms, nan=0.0)).float(), within
 
 
-def _touched(found: list[Contribution], units: int, touching: int) -> dict[Tensor, SparseSum]:
-    """Returns the counts of used rows of each table; units from number ``touching`` on add nothing."""
-    tables = [one for one in found if isinstance(one, Lookups)]
+def _sampler(module: nn.Module) -> Sampler:
+    """Returns what gives each row's gradient of a layer without a rule: Opacus's sampler for it, or functorch."""
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return by_functorch  # Opacus's sampler of convolutions pads with zeros whatever the layer says
+    sampler: Sampler = GradSampleHooks.GRAD_SAMPLERS.get(type(module), by_functorch)
+    return sampler
+
+
+def _touched(contributions: list[Contribution], real: int, units: int) -> dict[Tensor, SparseSum]:
+    """Returns per table the sum over units of their normalized indicators; units from ``real`` on are padding."""
+    tables = [one for one in contributions if isinstance(one, Lookups)]
     if not tables:
         return {}
-    many = torch.stack([one.rows_read() for one in tables]).sum(0)  # (units,) rows of all tables
-    weights = many.clamp(min=1).double().rsqrt().mul_(_SHORT).float()
-    weights[touching:] = 0.0
-    return {one.table: one.counts(weights) for one in tables}
-
-
-def _full(values: Tensor) -> Tensor:
-    """Returns what mixed precision made short as float32: its norms are then those of the numbers that are added."""
-    return values.float() if values.dtype == torch.bfloat16 else values
+    counts = torch.stack([one.rows_read() for one in tables]).sum(0)
+    shares = counts.clamp(min=1).double().rsqrt().float()
+    shares = torch.nextafter(shares, torch.zeros_like(shares))  # below the root, whichever way it was rounded
+    shares[real:] = 0.0
+    found = {}
+    for table in tables:
+        indicators = table.indicators(shares)
+        if real < units:
+            read = indicators.values[:, 0] > 0  # by more than padding
+            indicators = SparseSum(indicators.ids[read], indicators.values[read], indicators.rows)
+        found[table.table] = indicators
+    return found

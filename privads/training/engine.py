@@ -178,7 +178,7 @@ class PrivateEngine:
             units=part.units,
             clip_norm=self._clip.now,
             per_group=plan.clipping == "per-group",
-            touching=part.sampled if self._counts_rows else None,
+            touching=part.rows if self._counts_rows else None,
         )
         if part.rows:
             self._sums = found if self._sums is None else self._sums + found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from privads.batch import Batch
 from privads.models.layers import FusedTable
 from privads.training.clipping import UnsupportedModel
+from privads.training.lookups import bag_lengths
 from privads.training.sampling import Owned
 from privads.training.tables import SparseSum, positional, tables_of
 
@@ -104,7 +105,7 @@ def _reads(module: nn.Module, inputs: tuple[Any, ...], batch_rows: int) -> tuple
     elif isinstance(module, FusedTable):
         lengths = inputs[1][:: module.fields].diff()
     else:
-        lengths = torch.cat([inputs[1], inputs[1].new_tensor([len(ids)])]).diff()
+        lengths = bag_lengths(module, inputs)  # type: ignore[arg-type]
     if len(lengths) != batch_rows:
         raise UnsupportedModel(
             f"a {type(module).__name__} is called with {len(lengths)} rows for a batch of {batch_rows}: the first "

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 import torch.nn.functional as F
+from opacus.layers import DPGRU, DPLSTM, DPMultiheadAttention
 from torch import Tensor, nn
 
 from privads.batch import Batch
@@ -211,3 +212,118 @@ def test_weights_that_start_at_zero_hide_nothing() -> None:
 
     with pytest.raises(UnsupportedModel, match="Hidden"):
         probed(Hidden())
+
+
+# Mixed precision, and layers that Opacus or functorch take care of
+
+
+class Deep(nn.Module):
+    """Layers with rules of their own, of Opacus's and of nobody's; under its own autocast if told so."""
+
+    def __init__(self, *, autocast: bool = False, mix: bool = False) -> None:
+        super().__init__()
+        self.autocast, self.mix = autocast, mix
+        self.table, self.norm, self.bend = nn.Embedding(24, 4), nn.LayerNorm(9), nn.PReLU(9)
+        self.hidden, self.out = nn.Linear(9, 9), nn.Linear(9, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast or torch.is_autocast_enabled("cpu")):
+            x = torch.cat([self.table(batch.ids.view(batch.rows, 2)).flatten(1), batch.dense], 1)
+            x = self.bend(self.norm(self.hidden(x)))
+            x = x + x.mean(0) if self.mix else x
+            return {"click": self.out(x).squeeze(1).float()}
+
+
+def test_a_model_passes_under_the_callers_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        probed(Deep())
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_a_model_with_an_autocast_of_its_own_passes() -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        probed(Deep(autocast=True))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_rows_that_mix_are_refused_under_autocast_too(own: bool) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(UnsupportedModel, match="Deep"):
+        probed(Deep(autocast=own, mix=True))
+
+
+class Sequences(nn.Module):
+    """A recurrent layer and attention over three positions made from a row."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer, self.out = nn.Linear(1, 4), layer, nn.Linear(4, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        steps = batch.dense[:, None, :] * torch.tensor([1.0, 2.0, 3.0])[:, None]
+        x = torch.tanh(self.first(steps))
+        if isinstance(self.layer, DPMultiheadAttention):
+            x = x.transpose(0, 1)
+            x = self.layer(x, x, x)[0].transpose(0, 1)
+        else:
+            x = self.layer(x)[0]
+        return {"click": self.out(x).sum((1, 2))}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: DPLSTM(4, 4, batch_first=True), lambda: DPGRU(4, 4, batch_first=True), lambda: DPMultiheadAttention(4, 2)],
+)
+def test_opacus_layers_pass(make: Callable[[], nn.Module]) -> None:
+    probed(Sequences(make()))
+
+
+def test_a_recurrent_layer_that_takes_rows_for_steps_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="Sequences|first dimension"):
+        probed(Sequences(DPLSTM(4, 4)))
+
+
+class Dropping(Small):
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"click": F.dropout(self.layer(batch.dense), 0.5).squeeze(1)}
+
+
+def test_random_numbers_outside_dropout_layers_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModel, match=r"Dropping.*draws random numbers outside nn\.Dropout"):
+        probed(Dropping())
+
+
+class Branching(Small):
+    """A layer that nobody wrote a sampler for, whose forward pass looks at the numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Bent()
+
+
+class Bent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.slope if float(x.sum()) < 1e9 else x
+
+
+def test_a_layer_that_cannot_be_run_row_by_row_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModel, match=r"layer 'layer' \(Bent\) cannot be computed row by row"):
+        probed(Branching())
+
+
+def test_a_bags_weights_behind_an_argument_left_out_are_refused() -> None:
+    class Weighed(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(24, 1, mode="sum")
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            ids = batch.ids.view(batch.rows, 2)
+            return {"click": self.bag(ids, per_sample_weights=torch.ones(batch.rows, 2)).squeeze(1)}
+
+    with pytest.raises(UnsupportedModel, match=r"layer 'bag' \(EmbeddingBag\).*None where there is none"):
+        probed(Weighed())
