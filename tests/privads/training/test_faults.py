@@ -23,6 +23,7 @@ from privads.training.batches import Sampled
 from privads.training.engine import PrivateEngine
 from privads.training.optimizer import PlanOptimizer
 from privads.training.plan import TrainPlan
+from privads.training.refusals import UnsupportedModel
 from privads.training.tables import LazyTables
 from tests.privads.training.helpers import USERS, logs, small_plan
 
@@ -216,4 +217,7 @@ def test_every_promise_holds(
 def test_every_fault_is_seen(plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = logs(tmp_path)
     plant(monkeypatch)
-    assert not FAULTS[plant](log, monkeypatch)
+    try:
+        assert not FAULTS[plant](log, monkeypatch)
+    except UnsupportedModel:  # the probe compares clipped sums with a loop over units before any run
+        assert plant is clip_skipped
