@@ -47,6 +47,14 @@ class DiscreteGaussianDpEvent(dp_event.DpEvent):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
+class BallsInBinsDpEvent(dp_event.DpEvent):  # type: ignore[misc]
+    """One epoch of Gaussian sums over ``bins`` batches, of which each unit joins one, chosen uniformly by itself."""
+
+    noise_multiplier: float
+    bins: int
+
+
+@dataclass(frozen=True)
 class _Field:
     """One field of an event: its name here and in JSON, its name in the class, and how a value is checked."""
 
@@ -285,6 +293,7 @@ _ROWS: tuple[tuple[str, Callable[..., dp_event.DpEvent], tuple[_Field, ...]], ..
             _Field("sampling_probs", "sampling_probs", _numbers(_CHANCE)),
         ),
     ),
+    ("balls-in-bins-gaussian", BallsInBinsDpEvent, (_NOISE, _Field("bins", "bins", _ONCE))),
     (
         "private-selection",
         dp_event.RepeatAndSelectDpEvent,

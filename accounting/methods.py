@@ -19,6 +19,7 @@ from accounting.budget import Neighbors
 from accounting.composition import Composition, TooFine
 from accounting.mechanisms import (
     ApproximateDpEvent,
+    BallsInBinsDpEvent,
     DiscreteGaussianDpEvent,
     UnknownEvent,
     composed,
@@ -118,8 +119,7 @@ def settle(event: dp_event.DpEvent, neighbors: Neighbors) -> Leaves | None:
     hopeless = False
     for found, count in parts(event):
         renyi.check_replaced(found, neighbors)
-        full = isinstance(found, dp_event.PoissonSampledDpEvent) and found.sampling_probability == 1
-        leaf = gaussian(noise_multiplier=merged_noise(found.event)) if full else found
+        leaf = _unsampled_if_whole(found)
         hopeless |= isinstance(leaf, dp_event.NonPrivateDpEvent) or _noise(leaf) < LEAST_NOISE
         if isinstance(leaf, dp_event.GaussianDpEvent):
             precisions.append(count / leaf.noise_multiplier**2)
@@ -130,6 +130,16 @@ def settle(event: dp_event.DpEvent, neighbors: Neighbors) -> Leaves | None:
     if precisions:
         rest.append((gaussian(noise_multiplier=math.fsum(precisions) ** -0.5), 1))
     return tuple(rest)
+
+
+def _unsampled_if_whole(leaf: dp_event.DpEvent) -> dp_event.DpEvent:
+    """Returns one plain Gaussian where every unit is in every batch."""
+    match leaf:
+        case dp_event.PoissonSampledDpEvent(sampling_probability=1.0, event=inner):
+            return gaussian(noise_multiplier=merged_noise(inner))
+        case BallsInBinsDpEvent(noise_multiplier=noise, bins=1):
+            return gaussian(noise_multiplier=noise)
+    return leaf
 
 
 def answer(leaves: Leaves, question: Question) -> Figure:
@@ -147,9 +157,24 @@ def answer(leaves: Leaves, question: Question) -> Figure:
         found.append(_pld(leaves, question))
     if (other or all(question.says_nothing(figure.value) for figure in found)) and _has_renyi(leaves, neighbors):
         found.append(Figure(question.of_renyi(_whole(leaves)), "RDP"))
+    if any(isinstance(leaf, BallsInBinsDpEvent) for leaf, _ in other):
+        found.append(_without_bins(leaves, question))
     if other and len(other) < len(leaves):
         found.extend(_joins(tuple(part for part in leaves if part not in other), other, question))
     return min(found, key=lambda figure: figure.value)
+
+
+def _without_bins(leaves: Leaves, question: Question) -> Figure:
+    """Returns the figure of an observer who knows every unit's bins: less, where bins are few or noise is little."""
+    known = settle(composed(*(_known_bins(leaf, count) for leaf, count in leaves)), question.neighbors)
+    if known is None:
+        return Figure(math.inf if question.least == "epsilon" else 1.0, "no privacy")
+    figure = answer(known, question)
+    return replace(figure, method=f"{figure.method}, without amplification", exact=False)
+
+
+def _known_bins(leaf: dp_event.DpEvent, count: int) -> dp_event.DpEvent:
+    return repeated(unsampled(leaf) if isinstance(leaf, BallsInBinsDpEvent) else leaf, count)
 
 
 def gaussian_epsilon(noise: float, delta: float) -> float:
@@ -201,6 +226,8 @@ def _noise(leaf: dp_event.DpEvent) -> float:
         case dp_event.GaussianDpEvent(noise_multiplier=noise):
             return float(noise)
         case dp_event.TruncatedSubsampledGaussianDpEvent(noise_multiplier=noise):
+            return float(noise)
+        case BallsInBinsDpEvent(noise_multiplier=noise):
             return float(noise)
         case dp_event.PoissonSampledDpEvent(event=inner):
             return merged_noise(inner)
