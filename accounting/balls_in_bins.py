@@ -84,7 +84,7 @@ def _log_moments(noise: float, bins: int, most: int) -> Array:
     logs = np.maximum(log_removed(noise, bins, most), np.append(0.0, log_added(noise, bins, most - 1)))
     logs = np.minimum(logs, order * (order - 1) / (2 * noise**2))
     logs[:2] = 0.0
-    return logs
+    return np.asarray(logs)
 
 
 def log_removed(noise: float, bins: int, most: int) -> Array:
@@ -149,7 +149,7 @@ def _log_sum(logs: Array) -> Array:
     top = logs.max(axis=1)
     with np.errstate(invalid="ignore"):
         found = top + np.log(np.exp(logs - top[:, None]).sum(axis=1))
-    return np.where(np.isinf(top), top, found)
+    return np.asarray(np.where(np.isinf(top), top, found))
 
 
 def _log_geometric(log_ratio: Array) -> Array:

@@ -54,8 +54,8 @@ def divergence(event: dp_event.DpEvent, *, order: float, neighbors: Neighbors) -
     Exact for the Gaussian ``a / (2 s^2)``, Laplace (Mironov 2017, proposition 6), the discrete Laplace, randomized
     response and the sampled Gaussian (Mironov, Talwar, Zhang 2019); an upper bound for the discrete Gaussian
     (Canonne, Kamath, Steinke 2020, theorem 4), balls in bins, pure DP and private selection. Sampled Gaussians under
-    ``replace`` and mixtures of Gaussians are integrated. Raises `UnknownEvent` for what has no Renyi bound here: (epsilon, delta)-DP
-    with delta > 0, truncated batches, and mixtures of Gaussians under ``replace``.
+    ``replace`` and mixtures of Gaussians are integrated. Raises `UnknownEvent` for what has no Renyi bound here:
+    (epsilon, delta)-DP with delta > 0, truncated batches, and mixtures of Gaussians under ``replace``.
     """
     _check_order(order)
     total = math.fsum(count * _divergence(to_json(leaf), float(order), neighbors) for leaf, count in parts(event))

@@ -22,7 +22,7 @@ from benchmarks.harness import Figure, announced, json_line, table
 from privads.logs.cache import CachedRows, cached
 from privads.logs.encode import Part, as_batch
 from privads.logs.schema import Schema
-from privads.training.sampling import Draw, PoissonSampler, Sampler, TruncatedPoissonSampler
+from privads.training.sampling import Draw, PoissonSampler, TruncatedPoissonSampler
 
 NUMERIC, CATEGORICAL, BUCKETS = 13, 26, 40_000
 BATCH, ROWS_PER_USER = 4096, 8
@@ -93,7 +93,7 @@ def batch_figures(rows: CachedRows, sizes: Sizes) -> Iterator[Figure]:
     """Yields the time of a draw, and of a draw and its rows, for each unit and sampler."""
     generator = np.random.default_rng(0)
     by_row, by_user = BATCH / len(rows.units), min(1.0, BATCH / (int(rows.units[-1]) + 1))
-    samplers: dict[str, Sampler] = {
+    samplers: dict[str, PoissonSampler | TruncatedPoissonSampler] = {
         "example": PoissonSampler(
             np.arange(len(rows.units)), sampling_rate=by_row, rows_per_unit=1, generator=generator
         ),

@@ -1,4 +1,7 @@
-"""Poisson sampling of units, plain or cut to a largest batch, in time proportional to the batch."""
+"""Which units make a batch: Poisson sampling, plain or cut to a largest batch, and balls in bins.
+
+Poisson sampling takes time proportional to the batch, balls in bins to the number of units once an epoch.
+"""
 
 import math
 from collections.abc import Iterator
@@ -18,23 +21,21 @@ class Draw:
     """One batch. row_numbers: (rows,), grouped by unit. owners: (rows + padding,) which of the ``units`` has each row.
 
     padding: so many rows without weight follow, to fill a fixed shape. ``units`` counts places: one may have no row.
+    sampled: so many places, the first ones, hold a unit that was sampled; the rest are there for the shape alone.
     """
 
     row_numbers: Numbers
     owners: Numbers
     units: int
+    sampled: int
     padding: int = 0
 
 
 class Sampler(Protocol):
     """Draws a plan's batches."""
 
-    def draw(self) -> Draw:
-        """Returns one batch."""
-        ...
-
     def draws(self, steps: int) -> Iterator[Draw]:
-        """Yields ``steps`` independent batches; one may be empty."""
+        """Yields ``steps`` batches, all that a run has; one may be empty."""
         ...
 
 
@@ -86,7 +87,7 @@ class PoissonSampler:
         size = int(self.generator.binomial(self._owned.units, self.sampling_rate))
         chosen = _subset(self.generator, self._owned.units, size)
         rows, owners = self._owned.rows_of(chosen, self.rows_per_unit, self.generator)
-        return Draw(row_numbers=rows, owners=owners, units=size)
+        return Draw(row_numbers=rows, owners=owners, units=size, sampled=size)
 
 
 class TruncatedPoissonSampler:
@@ -129,8 +130,50 @@ class TruncatedPoissonSampler:
             row_numbers=rows,
             owners=np.concatenate([owners, filler]),
             units=self.largest_batch,
+            sampled=size,
             padding=len(filler),
         )
+
+
+class BallsInBinsSampler:
+    """In each epoch every unit joins one of ``bins`` = T batches, chosen uniformly and independently of all else.
+
+    Drawn as the batches' sizes, multinomial with N trials, and a uniformly random order of the units that is cut at
+    them: the same law, as given the sizes every assignment that has them is equally likely. The sizes are random: with
+    equal ones it would be shuffling, whose cost is another. Takes O(N) once an epoch. A unit with more than
+    ``rows_per_unit`` rows brings a fresh uniform choice of that many in each epoch.
+    """
+
+    def __init__(self, units: Numbers, *, bins: int, rows_per_unit: int, generator: np.random.Generator) -> None:
+        self.bins, self.rows_per_unit, self.generator = bins, rows_per_unit, generator
+        self._owned = _Owned(units)
+
+    def draws(self, steps: int) -> Iterator[Draw]:
+        """Yields ``steps`` batches, T to an epoch. An epoch that the steps end in releases less, and is charged whole.
+
+        A second call begins a new epoch: that of the first call is not gone on with.
+        """
+        for first in range(0, steps, self.bins):
+            sizes = self.generator.multinomial(self._owned.units, np.full(self.bins, 1 / self.bins))
+            order, ends = self.generator.permutation(self._owned.units), np.cumsum(sizes)
+            for size, end in zip(sizes[: steps - first], ends[: steps - first], strict=True):
+                chosen = np.sort(order[end - size : end])
+                rows, owners = self._owned.rows_of(chosen, self.rows_per_unit, self.generator)
+                yield Draw(row_numbers=rows, owners=owners, units=int(size), sampled=int(size))
+
+
+def kept_rows(units: Numbers, rows_per_unit: int, generator: np.random.Generator) -> Numbers:
+    """Returns the numbers, rising, of all rows of each unit or of a uniform choice of ``rows_per_unit`` = k of them.
+
+    For sampling rows by themselves, as an event that counts at most k rows of each owner needs it: the choice is made
+    once, before the first draw, so that a unit's further rows are in no batch at all. A unit's choice depends on its
+    own rows alone. units: (rows,) who owns each row, as numbers from 0.
+    """
+    if rows_per_unit < 1:
+        raise ValueError(f"rows_per_unit must be at least 1, got {rows_per_unit}")
+    owned = _Owned(units)
+    rows, _ = owned.rows_of(np.arange(owned.units), rows_per_unit, generator)
+    return np.sort(rows)
 
 
 def at_most(

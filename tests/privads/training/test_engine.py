@@ -323,7 +323,7 @@ def _empty_draw() -> object:
     from privads.training.sampling import Draw
 
     none = np.zeros(0, dtype=np.int64)
-    return Draw(row_numbers=none, owners=none, units=0)
+    return Draw(row_numbers=none, owners=none, units=0, sampled=0)
 
 
 def test_the_divisor_is_the_plans_batch_and_not_the_drawn_one(log: Logs) -> None:

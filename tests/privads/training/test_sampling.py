@@ -1,4 +1,4 @@
-"""Poisson sampling: the law of the batches, against its definition.
+"""Sampling: the law of the batches, against its definition.
 
 Each statistical test fails by chance with probability below 1e-6.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,16 @@ from scipy import stats
 from accounting.budget import Budget
 from privads.training import sampling
 from privads.training.plan import TrainPlan
-from privads.training.sampling import Draw, PoissonSampler, TruncatedPoissonSampler, at_most, sampler_for
+from privads.training.sampling import (
+    BallsInBinsSampler,
+    Draw,
+    PoissonSampler,
+    Sampler,
+    TruncatedPoissonSampler,
+    at_most,
+    kept_rows,
+    sampler_for,
+)
 
 ALPHA = 1e-6
 
@@ -88,7 +98,11 @@ def brings_its_rows(units: np.ndarray, bound: int, draws: Sequence[Draw]) -> boo
         owners = units[draw.row_numbers]
         brought = np.bincount(owners, minlength=len(counts))
         pairs = set(zip(draw.owners.tolist(), owners.tolist(), strict=True))
-        if len(pairs) != draw.units or sorted(number for number, _ in pairs) != list(range(draw.units)):
+        if (
+            draw.sampled != draw.units
+            or len(pairs) != draw.units
+            or sorted(number for number, _ in pairs) != list(range(draw.units))
+        ):
             return False
         if len(set(draw.row_numbers.tolist())) < len(draw.row_numbers):
             return False
@@ -242,6 +256,7 @@ def test_every_batch_has_the_same_shape(rate: float) -> None:
     counts = np.bincount(OWNED)
     for draw in truncated(OWNED, rate, 8, rows_per_unit=5).draws(100):
         assert draw.units == 8
+        assert np.array_equal(np.unique(draw.owners[: len(draw.row_numbers)]), np.arange(draw.sampled))
         assert len(draw.row_numbers) + draw.padding == len(draw.owners) == 40
         assert (np.bincount(draw.owners) == 5).all()  # every place has its rows, or padding
         real = draw.owners[: len(draw.row_numbers)]
@@ -256,6 +271,108 @@ def test_only_the_units_that_are_used_are_drawn() -> None:
     assert seen == {3, 5, 21}
     nobody = truncated(np.arange(40), 1.0, 2, among=among[:0]).draw()
     assert (len(nobody.row_numbers), nobody.padding) == (0, 2)
+
+
+# Balls in bins
+
+
+def binned(units: np.ndarray, bins: int, rows_per_unit: int = 1, seed: int = 0) -> BallsInBinsSampler:
+    return BallsInBinsSampler(units, bins=bins, rows_per_unit=rows_per_unit, generator=np.random.default_rng(seed))
+
+
+def places(source: Sampler, units: np.ndarray, *, bins: int, epochs: int) -> np.ndarray:
+    """(epochs, units): the batch of the epoch in which each unit is; -1 where it is in none or in several."""
+    found = np.full((epochs, int(units.max()) + 1), -1)
+    for step, draw in enumerate(source.draws(epochs * bins)):
+        joined = np.unique(units[draw.row_numbers])
+        found[step // bins, joined] = np.where(found[step // bins, joined] == -1, step % bins, -2)
+    return np.maximum(found, -1)
+
+
+def are_balls_in_bins(found: np.ndarray, bins: int) -> bool:
+    """Every unit in one bin of each epoch, and each pair of bins, of two units or of two epochs, equally likely.
+
+    Chi-square at ALPHA / 4 over all bins of a unit and over all pairs. With 5,000 epochs, 4 bins and equal sizes the
+    two units share a bin in 1/7 of epochs instead of 1/4, and fixed bins always do: missed with probability < 1e-6.
+    """
+    first, second, later = found[:, 0], found[:, 1], np.roll(found[:, 0], 1)
+    if (found < 0).any():
+        return False
+    cells = [(first, bins), (second, bins), (first * bins + second, bins**2), (first * bins + later, bins**2)]
+    for values, kinds in cells:
+        counts, expected = np.bincount(values, minlength=kinds), len(values) / kinds
+        if ((counts - expected) ** 2 / expected).sum() > stats.chi2.isf(ALPHA / 4, kinds - 1):
+            return False
+    return True
+
+
+def test_each_unit_is_in_one_uniform_batch_of_each_epoch_whatever_the_others_do() -> None:
+    units = np.repeat(np.arange(8), 2)
+    assert are_balls_in_bins(places(binned(units, 4, rows_per_unit=2), units, bins=4, epochs=5000), bins=4)
+
+
+def test_batch_sizes_of_balls_in_bins_are_binomial() -> None:
+    sizes = np.array([draw.units for draw in binned(np.arange(40), 4).draws(40_000)][::4])
+    assert sizes_are_truncated_binomial(sizes, 40, 0.25, 40)
+    equal = np.full(10_000, 10)
+    assert not sizes_are_truncated_binomial(equal, 40, 0.25, 40)
+
+
+RNG = np.random.default_rng(0)
+SHUFFLE = SimpleNamespace(
+    permutation=RNG.permutation, multinomial=lambda n, shares: np.full(len(shares), n // len(shares))
+)
+FIXED = SimpleNamespace(permutation=np.arange, multinomial=RNG.multinomial)
+
+
+@pytest.mark.parametrize(
+    "generator", [SHUFFLE, FIXED, sampler(np.arange(8), 0.25)], ids=["shuffle", "fixed", "Poisson"]
+)
+def test_the_test_of_balls_in_bins_sees_another_law(generator: object) -> None:
+    units = np.arange(8)
+    source = generator if isinstance(generator, PoissonSampler) else binned(units, 4)
+    if isinstance(source, BallsInBinsSampler):
+        source.generator = generator  # type: ignore[assignment]
+    assert not are_balls_in_bins(places(source, units, bins=4, epochs=5000), bins=4)
+
+
+@pytest.mark.parametrize("bound", [1, 6, 100])
+def test_a_unit_brings_its_rows_to_its_bin(bound: int) -> None:
+    units = OWNED[np.random.default_rng(0).permutation(820)]
+    assert brings_its_rows(units, bound, list(binned(units, 3, rows_per_unit=bound).draws(30)))
+
+
+def test_an_unfinished_epoch_has_no_unit_twice_and_a_log_without_rows_gives_empty_draws() -> None:
+    draws = list(binned(np.arange(50), 4).draws(10))
+    assert len(draws) == 10
+    last = np.concatenate([draw.row_numbers for draw in draws[8:]])
+    assert len(set(last.tolist())) == len(last)
+    assert [draw.units for draw in binned(np.zeros(0, dtype=np.int64), 2).draws(5)] == [0] * 5
+
+
+def test_a_million_units_are_drawn_without_a_loop_over_them() -> None:
+    draws = list(binned(np.arange(1_000_000) // 2, 20, rows_per_unit=2).draws(20))  # a loop over rows takes minutes
+    assert sum(len(draw.row_numbers) for draw in draws) == 1_000_000
+
+
+# Rows chosen once and for all
+
+
+def test_kept_rows_are_at_most_the_bound_of_each_unit_and_all_where_there_are_fewer() -> None:
+    units = OWNED[np.random.default_rng(0).permutation(820)]
+    kept = kept_rows(units, 6, np.random.default_rng(1))
+    assert (np.diff(kept) > 0).all()
+    assert np.array_equal(np.bincount(units[kept]), np.minimum(np.bincount(units), 6))
+    assert np.array_equal(kept_rows(units, 40, np.random.default_rng(1)), np.arange(820))
+    assert len(kept_rows(np.zeros(0, dtype=np.int64), 3, np.random.default_rng(1))) == 0
+    with pytest.raises(ValueError, match="rows_per_unit must be at least 1, got 0"):
+        kept_rows(units, 0, np.random.default_rng(1))
+
+
+def test_every_choice_of_kept_rows_is_equally_likely() -> None:
+    # 40,000 units of 5 rows each, 2 kept: chi-square at ALPHA over the 10 choices, as above.
+    kept = kept_rows(np.repeat(np.arange(40_000), 5), 2, np.random.default_rng(0)).reshape(-1, 2) % 5
+    assert equally_likely(map(tuple, kept.tolist()), 10)
 
 
 # A public bound on the number of units

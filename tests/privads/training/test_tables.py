@@ -102,7 +102,7 @@ class FixedSampler:
     def draws(self, steps: int) -> Iterator[Draw]:
         rng = np.random.default_rng(5)
         for _ in range(steps):
-            yield Draw(row_numbers=rng.integers(0, self._rows, 3), owners=np.arange(3), units=3)
+            yield Draw(row_numbers=rng.integers(0, self._rows, 3), owners=np.arange(3), units=3, sampled=3)
 
 
 def stream(step: int, shape: torch.Size) -> Tensor:
