@@ -12,6 +12,8 @@ from privads.cli_budget import Json, finite_or_none, print_json
 if TYPE_CHECKING:
     from dp_accounting import dp_event
 
+    from accounting.budget import Budget
+
 
 def calibrate(
     epsilon: Annotated[float, typer.Option(help="The budget.")],
@@ -35,7 +37,8 @@ def calibrate(
 ) -> None:
     """Find the one that is left out: the least noise, the most steps, or the largest sampling rate in a budget.
 
-    Give two of sampling rate, steps and noise multiplier. Sampling is Poisson, neighbors are add/remove.
+    Give two of sampling rate, steps and noise multiplier. Sampling is Poisson, neighbors are add/remove. With --records
+    and nothing beside, least noise is compared with that of clipping whole units.
     """
     from accounting import calibrate as search
     from accounting import mechanisms
@@ -75,6 +78,8 @@ def calibrate(
     made = event(rate, noise_multiplier, count)
     whole = made if other is None else mechanisms.composed(other, made)
     spent, plain = account(whole, delta=delta), without_amplification(whole, delta=delta)
+    compared = records > 1 and found == "noise_multiplier" and other is None
+    whole_units = _whole_units(budget, rate, count, records) if compared else None
     values = {"sampling_rate": rate, "steps": count, "noise_multiplier": noise_multiplier}
     if as_json:
         print_json(
@@ -87,6 +92,7 @@ def calibrate(
                 "neighbors": budget.neighbors,
                 "method": spent.method,
                 "epsilon_without_amplification": finite_or_none(plain.upper),
+                "whole_units": whole_units,
                 "event": mechanisms.to_dict(made),
             }
         )
@@ -96,6 +102,19 @@ def calibrate(
     typer.echo(f"{found}: {values[found]}")  # every digit: a rounded one may cost more
     typer.echo(say(spent.upper))
     typer.echo(f"without trust in the sampling: {say(plain.upper)}")
+    if whole_units is not None:
+        typer.echo(
+            f"clipping whole units instead: noise_multiplier {whole_units['noise_multiplier']}; less noise where the "
+            f"gradients of a unit's rows have a mean cosine below {whole_units['less_noise_below_cosine']:.3f}"
+        )
+
+
+def _whole_units(budget: "Budget", rate: float, steps: int, records: int) -> dict[str, float]:
+    """Returns what clipping whole units takes, and the similarity of their rows below which that is less noise."""
+    from accounting.levels import compare
+
+    found = compare(budget, sampling_rate=rate, steps=steps, records=records, similarity=0.0)
+    return {"noise_multiplier": found.unit_noise_multiplier, "less_noise_below_cosine": found.crossover}
 
 
 def _rate(batch: int | None, population: int | None) -> float | None:

@@ -236,12 +236,14 @@ def test_calibrate_for_users_who_own_several_rows_needs_more_noise(tmp_path: Pat
         "500",
         "--json",
     )
-    noise = [
-        json.loads(privads(tmp_path, "calibrate", *asked, "--records", str(k)).stdout)["noise_multiplier"]
-        for k in (1, 4)
-    ]
-    assert 3.0 < noise[1] / noise[0] < 4.5  # four rows of one owner are nearly one row of four times the size
-    assert math.isfinite(noise[1])
+    one, four = (json.loads(privads(tmp_path, "calibrate", *asked, "--records", str(k)).stdout) for k in (1, 4))
+    ratio = four["noise_multiplier"] / one["noise_multiplier"]
+    assert 3.0 < ratio < 4.5  # four rows of one owner are nearly one row of four times the size
+    assert one["whole_units"] is None
+    assert four["whole_units"]["noise_multiplier"] == one["noise_multiplier"]
+    # A unit's sum has the squared length 4 + 12 rho: equal noise where that is the square of the ratio.
+    assert 4 + 12 * four["whole_units"]["less_noise_below_cosine"] == pytest.approx(ratio**2)
+    assert "clipping whole units instead" in privads(tmp_path, "calibrate", *asked[:-1], "--records", "4").stdout
 
 
 @pytest.mark.parametrize(
