@@ -287,7 +287,7 @@ def _one_digit(grid: float) -> float:
 
 def _size(leaf: dp_event.DpEvent, neighbors: Neighbors) -> tuple[float, float]:
     """Returns about the largest loss of one execution that matters, and about the spread of its losses."""
-    rate = 1.0
+    rate, steps = 1.0, 1
     match leaf:
         case dp_event.PoissonSampledDpEvent(sampling_probability=rate):
             pass
@@ -295,6 +295,8 @@ def _size(leaf: dp_event.DpEvent, neighbors: Neighbors) -> tuple[float, float]:
             pass
         case dp_event.MixtureOfGaussiansDpEvent(sampling_probs=chances):
             rate = 1 - chances[0]
+        case BallsInBinsDpEvent(bins=steps):
+            rate = 1 / steps
     match replaced(unsampled(leaf), neighbors):
         case dp_event.GaussianDpEvent() | dp_event.ComposedDpEvent() as inner:
             noise = merged_noise(inner)
@@ -307,7 +309,7 @@ def _size(leaf: dp_event.DpEvent, neighbors: Neighbors) -> tuple[float, float]:
             return epsilon, epsilon
     width = 1 / (2 * noise**2) + 10 / noise
     sampled = math.log1p(rate * math.expm1(width)) if width < 700 else width
-    return sampled, rate * min(1 / noise, 1.0)
+    return sampled, math.sqrt(steps) * rate * min(1 / noise, 1.0)
 
 
 @lru_cache(maxsize=32)
