@@ -28,8 +28,8 @@ from scipy.stats import binom
 
 from accounting.pairs import Array, Mixture, OutcomePair
 
-LEAST_NOISE = 0.3
-"""Below, the grid of ratios is long and sampling helps little."""
+LEAST_NOISE, MOST_NOISE = 0.3, 100.0
+"""Below, the grids are long and sampling helps little; above, a grid of ratios is no longer fine enough."""
 
 MOST_BINS = 10**7
 
@@ -52,15 +52,15 @@ class _Small:
 
 def covers(noise_multiplier: float, bins: int) -> bool:
     """Returns whether `outcomes` takes these."""
-    return noise_multiplier >= LEAST_NOISE and 2 <= bins <= MOST_BINS
+    return LEAST_NOISE <= noise_multiplier <= MOST_NOISE and 2 <= bins <= MOST_BINS
 
 
 @lru_cache(maxsize=4)
 def outcomes(noise_multiplier: float, bins: int) -> tuple[OutcomePair, OutcomePair]:
     """Returns pairs that dominate one epoch's, if a unit is removed and if it is added.
 
-    noise_multiplier: at least `LEAST_NOISE`. bins: from 2 to `MOST_BINS`. Where bins are few and noise is little, so
-    much mass lies below the grid that the pair of adding has a large infinite loss: still true, and useless.
+    noise_multiplier: from `LEAST_NOISE` to `MOST_NOISE`. bins: from 2 to `MOST_BINS`. Where bins are few and noise is
+    little, so much mass lies below the grid that the pair of adding has a large infinite loss: true, and useless.
     """
     top = math.exp((0.5 / noise_multiplier - ndtri(_TAIL)) / noise_multiplier)  # beyond it lies `_TAIL` of P's L
     bound = _size(noise_multiplier, max(_ABOVE / bins, 1e-16))

@@ -155,9 +155,10 @@ def answer(leaves: Leaves, question: Question) -> Figure:
     found = [*_basic(leaves, question)]
     if not other:
         found.append(_pld(leaves, question))
-    if (other or all(question.says_nothing(figure.value) for figure in found)) and _has_renyi(leaves, neighbors):
+    unsaid = bool(other) or all(question.says_nothing(figure.value) for figure in found)
+    if unsaid and _has_renyi(leaves, neighbors):
         found.append(Figure(question.of_renyi(_whole(leaves)), "RDP"))
-    if any(isinstance(leaf, BallsInBinsDpEvent) for leaf, _ in other):
+    if unsaid and any(isinstance(leaf, BallsInBinsDpEvent) for leaf, _ in leaves):
         found.append(_without_bins(leaves, question))
     if other and len(other) < len(leaves):
         found.extend(_joins(tuple(part for part in leaves if part not in other), other, question))

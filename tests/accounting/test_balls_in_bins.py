@@ -159,8 +159,8 @@ def test_an_epoch_costs_at_least_what_a_simulation_shows(noise: float, bins: int
     bound = epsilon(event, delta=1e-2)
     mean, error = simulated_delta(noise, bins, bound.upper, 100_000)
     assert mean - 5.3 * error <= 1e-2
-    # A bound that is a third as large would be seen.
-    mean, error = simulated_delta(noise, bins, bound.upper / 3, 100_000)
+    # A bound that is a tenth smaller would be seen.
+    mean, error = simulated_delta(noise, bins, 0.9 * bound.upper, 100_000)
     assert mean - 5.3 * error > 1e-2
 
 
@@ -177,7 +177,7 @@ def test_the_lower_end_is_the_best_threshold_on_the_largest_sum() -> None:
     assert lower_epsilon(noise_multiplier=noise, bins=1, epochs=1, delta=failure) <= exact
 
 
-@pytest.mark.parametrize("noise", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("noise", [0.7, 1.0, 3.0])
 @pytest.mark.parametrize("bins", [2, 100, 5000])
 @pytest.mark.parametrize("epochs", [1, 10])
 def test_the_ends_lie_in_order_and_within_what_everyone_knows(noise: float, bins: int, epochs: int) -> None:
@@ -187,18 +187,38 @@ def test_the_ends_lie_in_order_and_within_what_everyone_knows(noise: float, bins
     assert 0 <= bounds.lower <= bounds.upper <= without_amplification(event, delta=1e-6).upper * (1 + 1e-9)
 
 
-def test_balls_in_bins_cost_less_than_poisson_where_bins_are_few_and_little_more_where_they_are_many() -> None:
-    """Exact figures are alike (Chua et al. 2024, figure 1); ours are Renyi's and those of Poisson are PLDs."""
-    for noise, bins, epochs, least, most in ((1.0, 2, 1, 0.7, 1.0), (1.0, 10, 1, 0.7, 1.0), (2.0, 100, 20, 0.9, 1.1)):
-        ours = epsilon(balls_in_bins_dp_sgd(noise_multiplier=noise, bins=bins, epochs=epochs), delta=1e-6).upper
-        steps = dp_sgd(sampling_rate=1 / bins, noise_multiplier=noise, steps=bins * epochs)
-        assert least < ours / epsilon(steps, delta=1e-6).upper < most
-    # Renyi against Renyi, at the same mean number of joins.
+@pytest.mark.parametrize(("noise", "bins", "epochs"), [(1.0, 2, 1), (1.0, 10, 1), (1.0, 1000, 10), (2.0, 100, 20)])
+def test_balls_in_bins_cost_no_more_than_poisson_sampling_at_the_same_rate(
+    noise: float, bins: int, epochs: int
+) -> None:
+    """Found by simulation by Chua et al. 2024; both figures are bounds from above here, within 1 % of the truth."""
+    ours = epsilon(balls_in_bins_dp_sgd(noise_multiplier=noise, bins=bins, epochs=epochs), delta=1e-6).upper
+    steps = dp_sgd(sampling_rate=1 / bins, noise_multiplier=noise, steps=bins * epochs)
+    assert 0.7 < ours / epsilon(steps, delta=1e-6).upper < 1.0
+
+
+def test_divergences_are_nearly_those_of_poisson_sampling_at_the_same_rate() -> None:
     event = balls_in_bins_dp_sgd(noise_multiplier=1.0, bins=1000, epochs=10)
     steps = dp_sgd(sampling_rate=1e-3, noise_multiplier=1.0, steps=10_000)
     for order in (2.0, 5.0, 10.0):
         ours = renyi.divergence(event, order=order, neighbors="add-remove")
         assert ours == pytest.approx(renyi.divergence(steps, order=order, neighbors="add-remove"), rel=0.03)
+
+
+@pytest.mark.parametrize(("noise", "bins"), [(0.3, 100), (0.5, 1000), (0.6, 2441), (1.0, 2), (1.0, 10)])
+def test_the_two_ends_of_one_epoch_nearly_meet(noise: float, bins: int) -> None:
+    bounds = epsilon(balls_in_bins_dp_sgd(noise_multiplier=noise, bins=bins, epochs=1), delta=1e-6, certify=True)
+    assert bounds.lower is not None
+    assert 0.99 * bounds.upper < bounds.lower <= bounds.upper
+
+
+def test_renyi_gives_a_figure_where_losses_do_not_and_never_a_smaller_one_where_they_do() -> None:
+    event = balls_in_bins_dp_sgd(noise_multiplier=0.8, bins=500, epochs=4)
+    assert epsilon(event, delta=1e-6).upper < renyi.least_epsilon(event, delta=1e-6, neighbors="add-remove")
+    for noise, bins in ((150.0, 100), (1.0, 10**8), (0.25, 10**6)):
+        assert epsilon(balls_in_bins_dp_sgd(noise_multiplier=noise, bins=bins, epochs=2), delta=1e-6).method == "RDP"
+    few = epsilon(balls_in_bins_dp_sgd(noise_multiplier=0.25, bins=2, epochs=1), delta=1e-6)
+    assert few.method == "closed form, without amplification"
 
 
 def test_epochs_compose_with_other_mechanisms_and_with_a_gaussian() -> None:
@@ -214,7 +234,7 @@ def test_epochs_compose_with_other_mechanisms_and_with_a_gaussian() -> None:
 def test_what_is_asked_back_is_what_was_asked() -> None:
     event = balls_in_bins_dp_sgd(noise_multiplier=1.0, bins=500, epochs=3)
     spent = epsilon(event, delta=1e-6)
-    assert spent.method == "RDP"
+    assert spent.method == "PLD"
     assert delta(event, epsilon=spent.upper).upper == pytest.approx(1e-6, rel=1e-6)
 
 
@@ -236,12 +256,16 @@ def test_a_replaced_unit_costs_between_one_and_no_sampling() -> None:
     assert one < replaced.upper < without_amplification(event, delta=1e-6, neighbors="replace").upper
 
 
-def test_an_owner_of_several_units_is_refused_and_so_is_an_explanation() -> None:
-    event = balls_in_bins_dp_sgd(noise_multiplier=1.0, bins=10, epochs=2)
+def test_an_owner_of_several_units_is_refused() -> None:
     with pytest.raises(UnknownEvent, match="owner of 2 units"):
-        user_level(event, 2)
-    with pytest.raises(UnknownEvent, match="distribution of privacy losses"):
-        explain.gaussian_dp(event)
+        user_level(balls_in_bins_dp_sgd(noise_multiplier=1.0, bins=10, epochs=2), 2)
+
+
+def test_many_epochs_are_explained_as_a_gaussian_of_nearly_their_variance() -> None:
+    # The losses' variance is nearly E (exp(1/s^2) - 1) / T = mu^2.
+    found = explain.gaussian_dp(balls_in_bins_dp_sgd(noise_multiplier=3.0, bins=20, epochs=40))
+    assert found.mu == pytest.approx(math.sqrt(40 * math.expm1(1 / 9) / 20), rel=0.03)
+    assert found.fit_error < 0.01
 
 
 def test_rho_is_that_of_one_gaussian_an_epoch() -> None:
