@@ -34,8 +34,9 @@ from dp_accounting import dp_event
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import logsumexp
 
+from accounting import balls_in_bins
 from accounting.budget import Neighbors
-from accounting.mechanisms import ApproximateDpEvent, UnknownEvent, replaced
+from accounting.mechanisms import ApproximateDpEvent, BallsInBinsDpEvent, UnknownEvent, replaced
 from accounting.methods import gaussian_epsilon
 from accounting.pairs import Array, Pair, cumulants, pairs
 
@@ -59,7 +60,7 @@ def bounds(
     ``parts`` are mechanisms and how often each is executed. Certified are Gaussians, Poisson-sampled Gaussians,
     mixtures of Gaussians, Laplace, discrete Laplace and Gaussian, and randomized response, and any mix of them. The
     larger end of both directions (adding, removing a unit) counts, for either end. Gaussians alone, and one randomized
-    response, are exact.
+    response, are exact. Balls in bins have a lower end only, that of the mix is at least theirs, and no upper one here.
     """
     gaussians = [(replaced(leaf, neighbors), n) for leaf, n in parts if isinstance(leaf, dp_event.GaussianDpEvent)]
     others = [(leaf, n) for leaf, n in parts if not isinstance(leaf, dp_event.GaussianDpEvent)]
@@ -67,6 +68,9 @@ def bounds(
     if gaussians and not others:
         exact = gaussian_epsilon(1 / mu, delta)  # rounded up by less than 1e-9 of it
         return exact * (1 - 1e-9), exact
+    binned = [(leaf, n) for leaf, n in others if isinstance(leaf, BallsInBinsDpEvent)]
+    if binned and neighbors == "add-remove":
+        return max(_lower_of_bins(leaf, n, delta) for leaf, n in binned), math.inf
     if any(isinstance(leaf, ApproximateDpEvent) for leaf, _ in others):
         return None  # its pair need not be attained by the mechanism that has this guarantee
     try:
@@ -83,6 +87,12 @@ def bounds(
     ways = max(len(both) for both, _ in terms)
     ends = [_ends([(both[min(i, len(both) - 1)], n) for both, n in terms], delta) for i in range(ways)]
     return max(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _lower_of_bins(leaf: BallsInBinsDpEvent, epochs: int, delta: float) -> float:
+    return balls_in_bins.lower_epsilon(
+        noise_multiplier=leaf.noise_multiplier, bins=leaf.bins, epochs=epochs, delta=delta
+    )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class DiscreteGaussianDpEvent(dp_event.DpEvent):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class BallsInBinsDpEvent(dp_event.DpEvent):  # type: ignore[misc]
-    """An epoch of ``bins`` Gaussian releases, each of its own units: every unit is in exactly one, at random."""
+    """One epoch of Gaussian sums over ``bins`` batches, of which each unit joins one, chosen uniformly by itself."""
 
     noise_multiplier: float
     bins: int
@@ -284,7 +284,6 @@ _ROWS: tuple[tuple[str, Callable[..., dp_event.DpEvent], tuple[_Field, ...]], ..
             _Field("largest_batch", "truncated_batch_size", _ONCE),
         ),
     ),
-    ("balls-in-bins-gaussian", BallsInBinsDpEvent, (_NOISE, _Field("bins", "bins", _TWICE))),
     (
         "mixture-of-gaussians",
         dp_event.MixtureOfGaussiansDpEvent,
@@ -294,6 +293,7 @@ _ROWS: tuple[tuple[str, Callable[..., dp_event.DpEvent], tuple[_Field, ...]], ..
             _Field("sampling_probs", "sampling_probs", _numbers(_CHANCE)),
         ),
     ),
+    ("balls-in-bins-gaussian", BallsInBinsDpEvent, (_NOISE, _Field("bins", "bins", _ONCE))),
     (
         "private-selection",
         dp_event.RepeatAndSelectDpEvent,

@@ -14,8 +14,9 @@ from dp_accounting.pld.pld_pmf import DensePLDPmf, PLDPmf, SparsePLDPmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from scipy.stats import binom
 
+from accounting import bin_losses
 from accounting.budget import Neighbors
-from accounting.mechanisms import UnknownEvent
+from accounting.mechanisms import BallsInBinsDpEvent, UnknownEvent
 from accounting.pairs import NEGLIGIBLE, Array, Cells, Pair, check, pairs, sampled_pairs
 
 MOST_POINTS = 2**26
@@ -27,6 +28,8 @@ FEW_POINTS = 100
 
 def covers(leaf: dp_event.DpEvent, neighbors: Neighbors) -> bool:
     """Returns whether `privacy_loss` knows the mechanism under this relation."""
+    if isinstance(leaf, BallsInBinsDpEvent):
+        return neighbors == "add-remove" and bin_losses.covers(leaf.noise_multiplier, leaf.bins)
     try:
         if not isinstance(leaf, dp_event.TruncatedSubsampledGaussianDpEvent):
             check(leaf, neighbors)
@@ -42,11 +45,13 @@ def privacy_loss(leaf: dp_event.DpEvent, *, neighbors: Neighbors, grid: float) -
     point; as the masses are those of the cell as it is, delta(epsilon) loses half of r^2 times the density of Y there.
     The split within a cell is known up to the error that `Cells` states. The split is moved up by more than both.
     Mass beyond the range (1e-40) is given an infinite loss.
-    Knows what `pairs` knows, and truncated Poisson sampling; raises `UnknownEvent` for the rest, and MemoryError
-    where the losses range over more than `MOST_POINTS` grid points.
+    Knows what `pairs` knows, truncated Poisson sampling and, under add/remove, balls in bins; raises `UnknownEvent` for
+    the rest, and MemoryError where the losses range over more than `MOST_POINTS` grid points.
     """
     if isinstance(leaf, dp_event.TruncatedSubsampledGaussianDpEvent):
         return _truncated(leaf, neighbors, grid)
+    if isinstance(leaf, BallsInBinsDpEvent) and covers(leaf, neighbors):
+        return _rounded(bin_losses.outcomes(leaf.noise_multiplier, leaf.bins), grid)
     return _rounded(pairs(leaf, neighbors), grid)
 
 

@@ -114,16 +114,19 @@ def truncated_dp_sgd(
 
 
 def balls_in_bins_dp_sgd(*, noise_multiplier: float, bins: int, epochs: int) -> dp_event.DpEvent:
-    """Returns the event of DP-SGD whose epochs deal all units out to ``bins`` batches, each independently at random.
+    """Returns the event of DP-SGD in which every unit is in exactly one batch of each epoch (Chua et al. 2024).
 
-    As `dp_sgd`, but in each epoch a unit is in exactly one of the batches, a uniformly random one, and the next epoch
-    deals anew (Chua et al. 2025, arXiv 2412.16802). Not shuffling, whose batches have a fixed size. It is accounted by
-    Renyi divergences, under add/remove (`accounting.allocation`).
+    In each of ``epochs``, every unit joins one of ``bins`` = T batches, chosen uniformly and independently of all
+    else; then T times the released value is ``sum_u clip(g_u, C) + N(0, (noise_multiplier C)^2 I)`` over a batch. An
+    epoch that ends early releases less and is charged whole. Shuffling is another mechanism: there, batches have a
+    fixed size, and one unit's place tells of another's. L2 sensitivity C; arXiv 2412.16802, there "balls-and-bins",
+    and arXiv 2502.08202, "random allocation".
+
+    >>> print(to_json(balls_in_bins_dp_sgd(noise_multiplier=1.0, bins=1000, epochs=10)))
+    {"count":10,"event":"self-composed","of":{"bins":1000,"event":"balls-in-bins-gaussian","noise_multiplier":1.0}}
     """
-    if bins == 1:
-        return repeated(gaussian(noise_multiplier=noise_multiplier), epochs)
-    fields = {"noise_multiplier": noise_multiplier, "bins": bins}
-    return _times(epochs, "balls-in-bins-gaussian", counted="epochs", **fields)
+    _check_count("epochs", epochs)
+    return repeated(build("balls-in-bins-gaussian", noise_multiplier=noise_multiplier, bins=bins), epochs)
 
 
 def user_dp_sgd(*, sampling_rate: float, noise_multiplier: float, steps: int, records: int) -> dp_event.DpEvent:
@@ -252,8 +255,7 @@ def user_level(event: dp_event.DpEvent, records: int) -> dp_event.DpEvent:
     ``(k epsilon, delta (e^(k epsilon) - 1) / (e^epsilon - 1))`` (group privacy), and the k answers of randomized
     response are k executions. Anything else with k > 1 raises `UnknownEvent`.
     """
-    if isinstance(records, bool) or not 1 <= records <= MOST_COUNT or records != int(records):
-        raise ValueError(f"records must be a whole number from 1 to 2^53, got {records}")
+    _check_count("records", records)
     to_dict(event)
     if records == 1:
         return event
@@ -292,7 +294,8 @@ def replaced(event: dp_event.DpEvent, neighbors: Neighbors) -> dp_event.DpEvent:
 def unsampled(event: dp_event.DpEvent) -> dp_event.DpEvent:
     """Returns the event that would be executed if every unit were in every batch.
 
-    A truncated batch becomes a Gaussian with twice the sensitivity, as a unit can still push another one out.
+    A truncated batch becomes a Gaussian with twice the sensitivity, as a unit can still push another one out. An epoch
+    of balls in bins becomes one Gaussian, as if the unit's bin were known: no unit is in two of them.
     """
     match event:
         case dp_event.ComposedDpEvent(events=events):
@@ -374,7 +377,11 @@ def _mixture(sampling_rate: float, noise_multiplier: float, records: int) -> dp_
     )
 
 
-def _times(count: int, tag: str, *, counted: str = "steps", **fields: object) -> dp_event.DpEvent:
+def _times(steps: int, tag: str, **fields: object) -> dp_event.DpEvent:
+    _check_count("steps", steps)
+    return repeated(build(tag, **fields), steps)
+
+
+def _check_count(name: str, count: int) -> None:
     if isinstance(count, bool) or not 1 <= count <= MOST_COUNT or count != int(count):
-        raise ValueError(f"{counted} must be a whole number from 1 to 2^53, got {count}")
-    return repeated(build(tag, **fields), count)
+        raise ValueError(f"{name} must be a whole number from 1 to 2^53, got {count}")

@@ -119,8 +119,7 @@ def settle(event: dp_event.DpEvent, neighbors: Neighbors) -> Leaves | None:
     hopeless = False
     for found, count in parts(event):
         renyi.check_replaced(found, neighbors)
-        full = isinstance(found, dp_event.PoissonSampledDpEvent) and found.sampling_probability == 1
-        leaf = gaussian(noise_multiplier=merged_noise(found.event)) if full else found
+        leaf = _unsampled_if_whole(found)
         hopeless |= isinstance(leaf, dp_event.NonPrivateDpEvent) or _noise(leaf) < LEAST_NOISE
         if isinstance(leaf, dp_event.GaussianDpEvent):
             precisions.append(count / leaf.noise_multiplier**2)
@@ -131,6 +130,16 @@ def settle(event: dp_event.DpEvent, neighbors: Neighbors) -> Leaves | None:
     if precisions:
         rest.append((gaussian(noise_multiplier=math.fsum(precisions) ** -0.5), 1))
     return tuple(rest)
+
+
+def _unsampled_if_whole(leaf: dp_event.DpEvent) -> dp_event.DpEvent:
+    """Returns one plain Gaussian where every unit is in every batch."""
+    match leaf:
+        case dp_event.PoissonSampledDpEvent(sampling_probability=1.0, event=inner):
+            return gaussian(noise_multiplier=merged_noise(inner))
+        case BallsInBinsDpEvent(noise_multiplier=noise, bins=1):
+            return gaussian(noise_multiplier=noise)
+    return leaf
 
 
 def answer(leaves: Leaves, question: Question) -> Figure:
@@ -146,11 +155,27 @@ def answer(leaves: Leaves, question: Question) -> Figure:
     found = [*_basic(leaves, question)]
     if not other:
         found.append(_pld(leaves, question))
-    if (other or all(question.says_nothing(figure.value) for figure in found)) and _has_renyi(leaves, neighbors):
+    unsaid = bool(other) or all(question.says_nothing(figure.value) for figure in found)
+    if unsaid and _has_renyi(leaves, neighbors):
         found.append(Figure(question.of_renyi(_whole(leaves)), "RDP"))
+    if unsaid and any(isinstance(leaf, BallsInBinsDpEvent) for leaf, _ in leaves):
+        found.append(_without_bins(leaves, question))
     if other and len(other) < len(leaves):
         found.extend(_joins(tuple(part for part in leaves if part not in other), other, question))
     return min(found, key=lambda figure: figure.value)
+
+
+def _without_bins(leaves: Leaves, question: Question) -> Figure:
+    """Returns the figure of an observer who knows every unit's bins: less, where bins are few or noise is little."""
+    known = settle(composed(*(_known_bins(leaf, count) for leaf, count in leaves)), question.neighbors)
+    if known is None:
+        return Figure(math.inf if question.least == "epsilon" else 1.0, "no privacy")
+    figure = answer(known, question)
+    return replace(figure, method=f"{figure.method}, without amplification", exact=False)
+
+
+def _known_bins(leaf: dp_event.DpEvent, count: int) -> dp_event.DpEvent:
+    return repeated(unsampled(leaf) if isinstance(leaf, BallsInBinsDpEvent) else leaf, count)
 
 
 def gaussian_epsilon(noise: float, delta: float) -> float:
@@ -263,7 +288,7 @@ def _one_digit(grid: float) -> float:
 
 def _size(leaf: dp_event.DpEvent, neighbors: Neighbors) -> tuple[float, float]:
     """Returns about the largest loss of one execution that matters, and about the spread of its losses."""
-    rate = 1.0
+    rate, steps = 1.0, 1
     match leaf:
         case dp_event.PoissonSampledDpEvent(sampling_probability=rate):
             pass
@@ -271,6 +296,8 @@ def _size(leaf: dp_event.DpEvent, neighbors: Neighbors) -> tuple[float, float]:
             pass
         case dp_event.MixtureOfGaussiansDpEvent(sampling_probs=chances):
             rate = 1 - chances[0]
+        case BallsInBinsDpEvent(bins=steps):
+            rate = 1 / steps
     match replaced(unsampled(leaf), neighbors):
         case dp_event.GaussianDpEvent() | dp_event.ComposedDpEvent() as inner:
             noise = merged_noise(inner)
@@ -283,7 +310,7 @@ def _size(leaf: dp_event.DpEvent, neighbors: Neighbors) -> tuple[float, float]:
             return epsilon, epsilon
     width = 1 / (2 * noise**2) + 10 / noise
     sampled = math.log1p(rate * math.expm1(width)) if width < 700 else width
-    return sampled, rate * min(1 / noise, 1.0)
+    return sampled, math.sqrt(steps) * rate * min(1 / noise, 1.0)
 
 
 @lru_cache(maxsize=32)

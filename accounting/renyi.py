@@ -17,7 +17,7 @@ from dp_accounting import dp_event
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import gammaln, logsumexp
 
-from accounting import allocation
+from accounting import balls_in_bins
 from accounting.budget import Budget, Neighbors, check_delta
 from accounting.mechanisms import (
     BallsInBinsDpEvent,
@@ -53,9 +53,9 @@ def divergence(event: dp_event.DpEvent, *, order: float, neighbors: Neighbors) -
 
     Exact for the Gaussian ``a / (2 s^2)``, Laplace (Mironov 2017, proposition 6), the discrete Laplace, randomized
     response and the sampled Gaussian (Mironov, Talwar, Zhang 2019); an upper bound for the discrete Gaussian
-    (Canonne, Kamath, Steinke 2020, theorem 4), pure DP and private selection. Sampled Gaussians under ``replace`` and
-    mixtures of Gaussians are integrated. Raises `UnknownEvent` for what has no Renyi bound here: (epsilon, delta)-DP
-    with delta > 0, truncated batches, and mixtures of Gaussians under ``replace``.
+    (Canonne, Kamath, Steinke 2020, theorem 4), balls in bins, pure DP and private selection. Sampled Gaussians under
+    ``replace`` and mixtures of Gaussians are integrated. Raises `UnknownEvent` for what has no Renyi bound here:
+    (epsilon, delta)-DP with delta > 0, truncated batches, and mixtures of Gaussians under ``replace``.
     """
     _check_order(order)
     total = math.fsum(count * _divergence(to_json(leaf), float(order), neighbors) for leaf, count in parts(event))
@@ -182,9 +182,8 @@ def _divergence(leaf_json: str, order: float, neighbors: Neighbors) -> float:
         case dp_event.MixtureOfGaussiansDpEvent():
             return _mixed(leaf, order, neighbors)
         case BallsInBinsDpEvent(noise_multiplier=noise, bins=bins):
-            if neighbors != "add-remove":
-                raise UnknownEvent(f"balls in bins are accounted for neighbors 'add-remove', not {neighbors!r}")
-            return allocation.log_moment(noise, int(bins), order) / (order - 1)
+            swapped = neighbors != "add-remove"
+            return balls_in_bins.divergence(noise_multiplier=noise, bins=bins, order=order, swapped=swapped)
         case dp_event.LaplaceDpEvent(noise_multiplier=scale):
             return _laplace(1 / scale, order)
         case dp_event.DiscreteLaplaceDpEvent(noise_parameter=rate, sensitivity=sensitivity):

@@ -12,7 +12,7 @@ from dp_accounting import NeighboringRelation, dp_event
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from accounting import calibrate, explain, mechanisms, renyi
+from accounting import bin_losses, calibrate, explain, levels, mechanisms, renyi
 from accounting.accountant import Bounds, epsilon, without_amplification
 from accounting.budget import Budget, Neighbors
 from accounting.ledger import Charge, Ledger
@@ -24,6 +24,7 @@ DELTA = 1e-6
 INPUTS = {
     "0.01",
     "0.0001",
+    "0.3",
     "0.6",
     "0.5",
     "0.001",
@@ -68,18 +69,15 @@ def truncated() -> float:
     return upper(mechanisms.truncated_dp_sgd(**TRAINING, population=100_000, largest_batch=1200))  # type: ignore[arg-type]
 
 
-def dealt() -> float:
-    bins = round(1 / TRAINING["sampling_rate"])
-    epochs = round(TRAINING["steps"] / bins)
-    noise = TRAINING["noise_multiplier"]
-    return upper(mechanisms.balls_in_bins_dp_sgd(noise_multiplier=noise, bins=bins, epochs=epochs))
+def binned() -> float:
+    return upper(mechanisms.balls_in_bins_dp_sgd(noise_multiplier=1.0, bins=100, epochs=100))
 
 
 SAMPLERS: dict[str, Callable[[], float]] = {
-    "balls in bins: every unit once in each of 100 epochs of 100 batches, add/remove": dealt,
     "Poisson sampling of units, add/remove": lambda: upper(training()),
     "the same, replace": lambda: upper(training(), "replace"),
     "Poisson sampling with a largest batch of 1,200 of 100,000 units, add/remove": truncated,
+    "balls in bins: every unit in one of 100 batches of each of 100 epochs, add/remove": binned,
     **{
         f"Poisson sampling of rows, a user with at most {k} of them, add/remove": lambda k=k: rows_of_user(k)
         for k in (2, 5, 20)
@@ -93,6 +91,15 @@ SAMPLERS: dict[str, Callable[[], float]] = {
 @pytest.mark.parametrize("row", SAMPLERS)
 def test_the_sampler_decides(row: str) -> None:
     assert last(row) == round_up(SAMPLERS[row]())
+
+
+@pytest.mark.parametrize("amount", [1.0, pytest.param(8.0, marks=pytest.mark.slow)])
+def test_units_against_rows(amount: float) -> None:
+    budget = Budget(epsilon=amount, delta=DELTA, unit="user")
+    found = levels.compare(budget, sampling_rate=0.01, steps=1000, records=8, similarity=0.0)
+    figures = (found.unit_noise_multiplier, found.row_noise_multiplier, found.crossover)
+    assert ROWS[f"epsilon {amount:g}"] == [f"{figure:.3f}" for figure in figures]
+    assert f"below {bin_losses.LEAST_NOISE} or above {bin_losses.MOST_NOISE:g}" in PAGE
 
 
 def phases() -> dp_event.DpEvent:
@@ -112,6 +119,10 @@ def certified(event: dp_event.DpEvent, neighbors: Neighbors = "add-remove") -> B
     ("row", "make"),
     [
         ("sampling rate 0.01, noise 1, 10,000 steps", training),
+        (
+            "balls in bins: noise 0.6, 2,000 bins, 1 epoch",
+            lambda: mechanisms.balls_in_bins_dp_sgd(noise_multiplier=0.6, bins=2000, epochs=1),
+        ),
         pytest.param(
             "sampling rate 0.0001, noise 0.6, 1,000,000 steps",
             lambda: mechanisms.dp_sgd(sampling_rate=1e-4, noise_multiplier=0.6, steps=1_000_000),
@@ -203,8 +214,16 @@ def test_ninety_days() -> None:
 
 def test_the_page_names_every_maker() -> None:
     makers = [name for name in mechanisms.__all__ if f"`{name}`" in PAGE]
-    made = {"dp_sgd", "joint_dp_sgd", "truncated_dp_sgd", "user_dp_sgd", "gaussian", "laplace", "discrete_gaussian"}
-    made.add("balls_in_bins_dp_sgd")
+    made = {
+        "dp_sgd",
+        "joint_dp_sgd",
+        "balls_in_bins_dp_sgd",
+        "truncated_dp_sgd",
+        "user_dp_sgd",
+        "gaussian",
+        "laplace",
+        "discrete_gaussian",
+    }
     made |= {"discrete_laplace", "randomized_response", "approximate_dp", "zcdp", "private_selection"}
     assert made | {"composed", "repeated"} == set(makers)
 

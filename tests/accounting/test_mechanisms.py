@@ -46,13 +46,14 @@ from accounting.mechanisms import (
 )
 
 TRUNCATED = {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 5, "population": 1000, "largest_batch": 120}
+BINS = {"noise_multiplier": 1.0, "bins": 1000, "epochs": 10}
 ONE_OF_EACH: dict[str, dp_event.DpEvent] = {
     "gaussian": gaussian(noise_multiplier=0.7),
     "dp-sgd": dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=100),
     "full batch": dp_sgd(sampling_rate=1.0, noise_multiplier=0.1 + 0.2, steps=1),
     "joint": joint_dp_sgd(sampling_rate=0.01, noise_multipliers=[1.1, 9.0], steps=100),
     "truncated": truncated_dp_sgd(**TRUNCATED),  # type: ignore[arg-type]
-    "balls in bins": balls_in_bins_dp_sgd(noise_multiplier=1.1, bins=20, epochs=3),
+    "balls in bins": balls_in_bins_dp_sgd(**BINS),
     "user": user_dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=100, records=3),
     "laplace": laplace(noise_multiplier=2.0),
     "discrete laplace": discrete_laplace(scale=3.0, sensitivity=2),
@@ -118,12 +119,12 @@ def test_a_user_loses_a_binomial_mixture_of_gaussians() -> None:
         (truncated_dp_sgd, TRUNCATED, {"population": 0}),
         (truncated_dp_sgd, TRUNCATED, {"largest_batch": 0}),
         (truncated_dp_sgd, TRUNCATED, {"largest_batch": 1001}),
-        (balls_in_bins_dp_sgd, {"noise_multiplier": 1.0, "bins": 5, "epochs": 1}, {"bins": 0}),
-        (balls_in_bins_dp_sgd, {"noise_multiplier": 1.0, "bins": 5, "epochs": 1}, {"bins": 2.5}),
-        (balls_in_bins_dp_sgd, {"noise_multiplier": 1.0, "bins": 5, "epochs": 1}, {"epochs": 0}),
-        (balls_in_bins_dp_sgd, {"noise_multiplier": 1.0, "bins": 5, "epochs": 1}, {"noise_multiplier": 0.0}),
         (user_dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 1, "records": 2}, {"records": 0}),
         (user_dp_sgd, {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 1, "records": 2}, {"records": 1.5}),
+        (balls_in_bins_dp_sgd, BINS, {"bins": 0}),
+        (balls_in_bins_dp_sgd, BINS, {"bins": 1.5}),
+        (balls_in_bins_dp_sgd, BINS, {"epochs": 0}),
+        (balls_in_bins_dp_sgd, BINS, {"noise_multiplier": -1.0}),
         (laplace, {"noise_multiplier": 1.0}, {"noise_multiplier": 0.0}),
         (discrete_laplace, {"scale": 1.0, "sensitivity": 1}, {"scale": 0.0}),
         (discrete_laplace, {"scale": 1.0, "sensitivity": 1}, {"scale": math.nan}),
@@ -370,7 +371,7 @@ def test_an_owner_of_one_record_loses_what_the_record_does(event: dp_event.DpEve
     assert user_level(event, 1) == event
 
 
-@pytest.mark.parametrize("name", ["truncated", "user", "selection"])
+@pytest.mark.parametrize("name", ["truncated", "balls in bins", "user", "selection"])
 def test_what_has_no_known_group_guarantee_is_refused(name: str) -> None:
     with pytest.raises(UnknownEvent, match="no guarantee for an owner of 2 units is known"):
         user_level(ONE_OF_EACH[name], 2)
@@ -381,7 +382,7 @@ def test_a_replaced_unit_is_a_group_of_two_except_where_it_was_sampled_or_answer
         event = ONE_OF_EACH[name]
         assert replaced(event, "add-remove") == event
         assert replaced(event, "replace") == replaced(event, "replace-label") == user_level(event, 2)
-    for name in ("randomized response", "dp-sgd", "truncated", "user"):
+    for name in ("randomized response", "dp-sgd", "truncated", "balls in bins", "user"):
         leaf = parts(ONE_OF_EACH[name])[0][0]
         assert replaced(leaf, "replace") == leaf
 
@@ -390,6 +391,7 @@ def test_without_sampling_every_unit_is_in_every_batch() -> None:
     assert parts(unsampled(ONE_OF_EACH["dp-sgd"])) == [(gaussian(noise_multiplier=1.0), 100)]
     assert parts(unsampled(ONE_OF_EACH["user"])) == [(gaussian(noise_multiplier=1 / 3), 100)]
     assert parts(unsampled(ONE_OF_EACH["truncated"])) == [(gaussian(noise_multiplier=0.5), 5)]
+    assert parts(unsampled(ONE_OF_EACH["balls in bins"])) == [(gaussian(noise_multiplier=1.0), 10)]
     both = parts(unsampled(ONE_OF_EACH["joint"]))
     assert both == [(gaussian(noise_multiplier=1.1), 100), (gaussian(noise_multiplier=9.0), 100)]
     assert unsampled(ONE_OF_EACH["laplace"]) == ONE_OF_EACH["laplace"]
