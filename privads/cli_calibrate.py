@@ -44,7 +44,7 @@ def calibrate(
     from accounting import mechanisms
     from accounting.accountant import epsilon as account
     from accounting.accountant import without_amplification
-    from accounting.budget import Budget
+    from accounting.budget import EXAMPLE, Budget
     from accounting.report.phrase import bound
     from privads.config import ConfigError
 
@@ -78,7 +78,7 @@ def calibrate(
     made = event(rate, noise_multiplier, count)
     whole = made if other is None else mechanisms.composed(other, made)
     spent, plain = account(whole, delta=delta), without_amplification(whole, delta=delta)
-    compared = records > 1 and found == "noise_multiplier" and other is None
+    compared = records > 1 and found == "noise_multiplier" and other is None and budget.unit != EXAMPLE
     whole_units = _whole_units(budget, rate, count, records) if compared else None
     values = {"sampling_rate": rate, "steps": count, "noise_multiplier": noise_multiplier}
     if as_json:

@@ -92,6 +92,12 @@ class RunTable(_Table):
     insecure_seed: int | None = None
     secure: bool = False
 
+    @model_validator(mode="after")
+    def _checkpoints_have_a_place(self) -> Self:
+        if self.checkpoint_every is not None and self.checkpoint is None:
+            raise ValueError("checkpoint_every says how often, and run.checkpoint is missing: name the file")
+        return self
+
 
 class RunConfig(_Table):
     """The whole of `run.toml`."""
@@ -133,7 +139,7 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         result["data"] = table
     run = result.get("run")
     if isinstance(run, dict):
-        paths = {key: str(folder / run[key]) for key in ("start", "checkpoint") if isinstance(run.get(key), str)}
+        paths = {key: str(folder / run[key]) for key in ("start", "checkpoint", "out") if isinstance(run.get(key), str)}
         result["run"] = {**run, **paths}
     ledger = result.get("ledger")
     if isinstance(ledger, dict) and isinstance(ledger.get("url"), str) and ledger["url"].startswith(SQLITE):

@@ -149,6 +149,12 @@ class Mechanism(Record):
     """noise_multiplier x clip_norm, in the gradient's own unit."""
     randomness: Text
     floating_point: Text
+    sampled: Text = "units"
+    """What is sampled and clipped by itself."""
+    clipping: Text = NOT_STATED
+    table_noise: Text = NOT_STATED
+    other_noise_multipliers: tuple[Positive, ...] = ()
+    """Of what a step releases of the same sample beside the gradients: counts of clipped units, of used rows."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -156,16 +162,26 @@ class Mechanism(Record):
             product = self.noise_multiplier * self.clip_norm
             if not math.isclose(product, self.noise_std, rel_tol=1e-9):
                 raise ValueError(f"noise_std is {self.noise_std}, not noise_multiplier x clip_norm = {product}")
-        for key, stated in (
-            ("sampling_rate", self.sampling_rate),
-            ("noise_multiplier", self.noise_multiplier),
-            ("count", self.steps),
-        ):
-            found = {node[key] for node in _nodes(self.event) if isinstance(node.get(key), int | float)}
-            if stated is not None and found and stated not in found:
-                name = "steps" if key == "count" else key
-                raise ValueError(f"{name} is {stated}, but the event says {', '.join(map(str, found))}")
+        nodes = list(_nodes(self.event))
+        for key, stated in (("sampling_rate", self.sampling_rate), ("noise_multiplier", self.noise_multiplier)):
+            found = {node[key] for node in nodes if isinstance(node.get(key), int | float)}
+            if stated is None or not found or stated in found:
+                continue
+            if key == "noise_multiplier" and any(math.isclose(self._noise_of_a_step, one) for one in found):
+                continue
+            raise ValueError(f"{key} is {stated}, but the event says {', '.join(map(str, found))}")
+        bins = next((node["bins"] for node in nodes if isinstance(node.get("bins"), int)), None)
+        steps = self.steps if bins is None else math.ceil(self.steps / bins)  # there the event counts epochs
+        counts = {node["count"] for node in nodes if isinstance(node.get("count"), int)}
+        if counts and steps not in counts:
+            raise ValueError(f"steps is {self.steps}, but the event says {', '.join(map(str, counts))}")
         return self
+
+    @property
+    def _noise_of_a_step(self) -> float:
+        """The noise multiplier of one Gaussian that loses what all sums of a step lose together."""
+        own = (self.noise_multiplier or math.inf, *self.other_noise_multipliers)
+        return float(sum(noise**-2 for noise in own) ** -0.5)
 
     @property
     def is_private(self) -> bool:

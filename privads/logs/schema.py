@@ -193,7 +193,7 @@ class Schema(_Facts):
             return self.population
         if self.rows is None:
             raise ValueError(
-                "protecting single rows needs their declared number: add rows = NUMBER to the schema "
+                "protecting or sampling single rows needs their declared number: add rows = NUMBER to the schema "
                 f"(population counts {self.protected_unit}s)"
             )
         return self.rows

@@ -273,6 +273,11 @@ class TrainPlan:
             selection=self.selection_noise_multiplier,
         )
 
+    @property
+    def other_noise_multipliers(self) -> tuple[float, ...]:
+        """Of what a step releases of its sample beside the gradients: the counts of clipped units and of used rows."""
+        return self._noises.of_a_step(selecting=self.table_noise == "adafest")[1:]
+
     def _check_choices(self) -> None:
         if self.sampler not in get_args(Sampler):
             raise ValueError(
@@ -314,7 +319,7 @@ class TrainPlan:
 
     def _check_truncation(self) -> None:
         """Refuse limits that another sampler has no use for, and those under which the event would not hold."""
-        given = {"largest_batch": self.largest_batch, "most_units": self.most_units}
+        given = {"most_units": self.most_units, "largest_batch": self.largest_batch}
         if self.sampler != "truncated-poisson":
             for name, value in given.items():
                 if value is not None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from accounting import mechanisms
 from accounting.accountant import Bounds, epsilon, without_amplification
+from accounting.budget import EXAMPLE
 from accounting.ledger import Entry, Ledger
 from accounting.report import record
 from accounting.report.started import StartedFrom
@@ -178,6 +179,9 @@ class Run:
             return None
         spent, event = self.epsilon, self.plan.event
         deltas = [float(f"{budget.delta / 10**decade:.6g}") for decade in _PROFILE_DECADES]
+        profile = {
+            d: epsilon(event, delta=d).upper for d in deltas
+        }  # a part with a delta of its own has no smaller one
         library, _, number = spent.library.partition(" ")
         unamplified = without_amplification(event, delta=budget.delta).upper
         return record.Guarantee(
@@ -191,7 +195,7 @@ class Run:
             released=RELEASED,
             accountant=record.Accountant(method=spent.method, grid=spent.grid, library=library, version=number),
             epsilon_without_amplification=unamplified,
-            profile=tuple(record.ProfilePoint(delta=d, epsilon=epsilon(event, delta=d).upper) for d in deltas),
+            profile=tuple(record.ProfilePoint(delta=d, epsilon=e) for d, e in profile.items() if math.isfinite(e)),
         )
 
     def _owned(self) -> str:
@@ -211,13 +215,31 @@ class Run:
             sampling_rate=plan.sampling_rate,
             steps=plan.steps,
             batch=plan.batch,
-            rows_per_unit=plan.rows_per_unit,
+            rows_per_unit=plan.rows_per_unit if plan.records == 1 or self._unit_is_row else plan.records,
             clip_norm=plan.clip_norm if private else None,
             noise_multiplier=plan.noise_multiplier if private else None,
             noise_std=plan.noise_multiplier * plan.clip_norm if private and plan.clip_quantile is None else None,
             randomness=self.facts.randomness,
             floating_point=self.facts.floating_point,
+            sampled="units" if plan.records == 1 else "rows",
+            clipping=self._clipping(),
+            table_noise=plan.table_noise,
+            other_noise_multipliers=plan.other_noise_multipliers,
         )
+
+    @property
+    def _unit_is_row(self) -> bool:
+        return self.plan.budget is not None and self.plan.budget.unit == EXAMPLE
+
+    def _clipping(self) -> str:
+        plan = self.plan
+        if not plan.private:
+            return "none"
+        what = "each row's gradient" if plan.records > 1 else f"the {plan.combined} of a unit's gradients"
+        where = ", in tables and in the network apart" if plan.clipping == "per-group" else ""
+        if plan.clip_quantile is None:
+            return f"{what}{where}"
+        return f"{what}; the clip norm is the first one, and follows the {plan.clip_quantile:g} quantile of the norms"
 
     def _assumptions(self) -> list[record.Assumption]:
         if not self.plan.private:
@@ -227,8 +249,9 @@ class Run:
             return record.Assumption(text=text, status=status, by=by)
 
         facts, plan = self.facts, self.plan
+        who = "unit" if plan.records == 1 else "row"
         said = [
-            *(say("enforced", *one) for one in _SAMPLED[plan.sampler]),
+            *(say("enforced", text.replace("every unit", f"every {who}"), by) for text, by in _SAMPLED[plan.sampler]),
             *(say(*one) for one in self._about_clipping()),
             say("enforced", "the noised sum is divided by the plan's batch, a public number", "PlanOptimizer"),
             say(

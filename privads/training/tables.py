@@ -139,7 +139,8 @@ def check_plain_sgd(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError(
                     f"table_noise 'lazy' needs plain SGD on {names[parameter]!r}, without momentum, nesterov or "
                     f"maximize, not {type(optimizer).__name__}: build the optimizer on "
-                    "privads.training.tables.param_groups(model, table_lr=...), or plan with table_noise='dense'"
+                    "privads.training.tables.param_groups(model, table_lr=...), or plan with table_noise='adafest', "
+                    "which takes Adagrad and Adam on the rows it selects"
                 )
 
 

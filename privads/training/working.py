@@ -122,7 +122,7 @@ def check_place(path: Path) -> None:
     Call it before anything is charged.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         found = path.parent.stat()
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -1,5 +1,6 @@
 """`fit` from logs to a run: it learns, its report is honest, and it shows nothing on the way."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from accounting.report.record import Report
+from accounting.report.render import markdown
 from privads.batch import Batch
 from privads.logs.logs import Logs
 from privads.models import DCN, Logistic, losses
@@ -166,3 +169,50 @@ def test_a_model_or_loss_of_ones_own_is_an_asserted_assumption(tmp_path: Path) -
     report = fit(Logistic(log.schema), log, small_plan(), loss=doubled).report()
     assert report.verdict == "conditional"
     assert "show and keep nothing" in report.headline
+
+
+# Found by a new user: runs that were charged and trained, and then had no report
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"sampler": "balls-in-bins", "steps": 25},
+        {"sampler": "truncated-poisson", "most_units": 2000, "epsilon": 50.0},
+        {"table_noise": "lazy", "rows_at_once": 40},
+        {"table_noise": "adafest", "clip_quantile": 0.5},
+        {"table_noise": "adafest", "clip_quantile": 0.5, "sampler": "balls-in-bins"},
+        {"table_noise": "fest", "clipping": "per-group"},
+        {"records": 3},
+        {"combined": "mean"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_plan_ends_in_a_saved_run_whose_report_says_what_it_did(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    log = logs(tmp_path, public=False)
+    plan = small_plan(**settings)  # type: ignore[arg-type]
+    run = fit(DCN(log.schema), log, plan, ledger=new_ledger(tmp_path, epsilon=60.0))
+    run.save(tmp_path / "run")
+    report = Report.from_json((tmp_path / "run" / "report.json").read_text())
+    page = markdown(report)
+    assert f"noise of tables | {plan.table_noise}" in page
+    assert ("0.5 quantile" in page) == (plan.clip_quantile == 0.5)
+    assert ("in tables and in the network apart" in page) == (plan.clipping == "per-group")
+    assert ("batch, expected rows" in page) == (plan.records > 1)
+    assert report.mechanism.rows_per_unit == (plan.records if plan.records > 1 else plan.rows_per_unit)
+    assert ("every row joins every batch" in page) == (plan.records > 1)
+    assert all(math.isfinite(point.epsilon) for point in report.guarantee.profile)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("change", [{"steps": 41}, {"noise_multiplier": 9.0}, {"other_noise_multipliers": (9.0,)}])
+def test_a_report_that_states_other_steps_or_noise_than_its_event_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    log = logs(tmp_path)
+    plan = small_plan(table_noise="adafest", sampler="balls-in-bins", steps=25)
+    mechanism = fit(DCN(log.schema), log, plan).report().mechanism
+    with pytest.raises(ValueError, match="but the event says"):
+        type(mechanism).model_validate({**mechanism.model_dump(), "noise_std": None, **change})

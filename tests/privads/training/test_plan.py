@@ -181,7 +181,7 @@ def test_more_units_than_stated_would_cost_more() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": "poisson"}, "largest_batch is for sampler 'truncated-poisson' only, got 700"),
+        ({"sampler": "poisson", "most_units": None}, "largest_batch is for sampler 'truncated-poisson' only, got 700"),
         ({"sampler": "poisson", "largest_batch": None}, "most_units is for sampler 'truncated-poisson' only"),
         ({"largest_batch": None}, "needs largest_batch, a whole number"),
         ({"largest_batch": 0}, "needs largest_batch, a whole number"),
