@@ -92,6 +92,16 @@ class Randomness:
         with self._one_at_a_time:
             return _uniforms(self._words(count)).copy()  # the keystream's memory is used again by the next draw
 
+    def geometric(self, count: int, *, rate: float) -> NDArray[np.float64]:
+        """Returns (count,) independent whole numbers G with ``P[G >= g] = exp(-rate g)``; one beyond all floats is inf.
+
+        The failures before a success of probability ``1 - exp(-rate)``: ``floor(-ln u / rate)`` for u uniform on (0, 1]
+        (Devroye 1986, X.2), so probabilities are exact to 2^-52. The difference of two is two-sided geometric noise,
+        ``P[Z = z] ~ exp(-rate |z|)``.
+        """
+        with np.errstate(over="ignore"):
+            return np.floor(-np.log(self.uniforms(count)) / rate)
+
     def _standard_normal(self, count: int, dtype: Any) -> NDArray[Any]:
         normal = np.empty(count + count % 2, dtype=dtype)
         for start in range(0, len(normal), 2 * _PAIRS):

@@ -265,7 +265,7 @@ class PrivateEngine:
         """Read who owns the rows, and make what a plan makes once of the log; a resumed run has it already."""
         generator, plan = self.randomness.generator, self.plan
         sampled = Sampled.of(self.rows, plan, by_row=self._unit == EXAMPLE, generator=generator)
-        sampler = sampler_for(plan, sampled.units, generator)
+        sampler = sampler_for(plan, sampled.units, self.randomness)
         if standing is not None and isinstance(sampler, TruncatedPoissonSampler):
             sampler.among = None if standing.used is None else standing.used.numpy()
         self._source = Source(sampled, sampler, plan, next(self.model.parameters()).device)

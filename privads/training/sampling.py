@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from privads.noise import Randomness
 from privads.training.event import COUNT_SHARE, count_margin
 from privads.training.plan import TrainPlan
 
@@ -40,9 +41,9 @@ class Sampler(Protocol):
         ...
 
 
-def sampler_for(plan: TrainPlan, units: Numbers, generator: np.random.Generator) -> Sampler:
+def sampler_for(plan: TrainPlan, units: Numbers, randomness: Randomness) -> Sampler:
     """Returns the sampler that the plan's event describes. units: (rows,) who owns each row, as numbers from 0."""
-    rate, rows_per_unit = plan.sampling_rate, plan.rows_per_unit
+    rate, rows_per_unit, generator = plan.sampling_rate, plan.rows_per_unit, randomness.generator
     if plan.sampler == "balls-in-bins":
         return BallsInBinsSampler(units, bins=plan.bins, rows_per_unit=rows_per_unit, generator=generator)
     if plan.largest_batch is None or plan.most_units is None:
@@ -54,7 +55,7 @@ def sampler_for(plan: TrainPlan, units: Numbers, generator: np.random.Generator)
             units=int(units.max()) + 1 if len(units) else 0,
             epsilon=COUNT_SHARE * plan.budget.epsilon,
             delta=COUNT_SHARE * plan.budget.delta,
-            generator=generator,
+            randomness=randomness,
         )
     return TruncatedPoissonSampler(
         units,
@@ -171,9 +172,7 @@ def kept_rows(units: Numbers, most_rows: int, generator: np.random.Generator) ->
     return owned.rows_of(np.arange(owned.units), most_rows, generator)[0]
 
 
-def at_most(
-    most_units: int, *, units: int, epsilon: float, delta: float, generator: np.random.Generator
-) -> Numbers | None:
+def at_most(most_units: int, *, units: int, epsilon: float, delta: float, randomness: Randomness) -> Numbers | None:
     """Returns which units are used so that there are at most ``most_units`` = M of them; None where all are.
 
     A uniform choice of M units would not do: with more than M, one unit's presence would replace another unit, and
@@ -188,15 +187,15 @@ def at_most(
     and M - 1 without.
     """
     margin = count_margin(epsilon=epsilon, delta=delta)
-    chance = -math.expm1(-epsilon)
-    noise = int(generator.geometric(chance)) - int(generator.geometric(chance))
+    up, down = randomness.geometric(2, rate=epsilon)
+    noise = int(up - down)
     bound = units + noise + margin
     if bound < most_units:
         return None if units < most_units else np.zeros(0, dtype=np.int64)
     slack = math.sqrt(2 * most_units * math.log(2 / delta))
     share = min(1.0, max(0.0, (most_units - 1 - slack) / bound))
-    size = int(generator.binomial(units, share))
-    return _subset(generator, units, size if size < most_units else 0)
+    size = int(randomness.generator.binomial(units, share))
+    return _subset(randomness.generator, units, size if size < most_units else 0)
 
 
 class Owned:

@@ -87,7 +87,7 @@ def selected_rows(counts: SparseSum, *, threshold: float, noise_std: float, rand
 def _successes(trials: int, chance: float, randomness: Randomness) -> NDArray[np.int64]:
     """Returns which of ``trials`` succeed, ascending, each by itself with probability ``chance`` = p.
 
-    The next success is ``1 + floor(ln u / ln(1 - p))`` trials on, for u uniform on (0, 1] (Devroye 1986, X.2).
+    The next success is ``1 + G`` trials on, for G geometric: ``P[G >= g] = (1 - p)^g``.
     """
     if trials < 1 or chance <= 0:
         return np.zeros(0, dtype=np.int64)
@@ -97,8 +97,7 @@ def _successes(trials: int, chance: float, randomness: Randomness) -> NDArray[np
     while last < trials:
         expected = chance * (trials - 1 - last)
         drawn = min(int(expected + 6 * math.sqrt(expected)) + 8, _DRAWN)
-        with np.errstate(over="ignore"):  # infinitely far is far enough
-            gaps = np.floor(np.log(randomness.uniforms(drawn)) / math.log1p(-chance))
+        gaps = randomness.geometric(drawn, rate=-math.log1p(-chance))  # infinitely far is far enough
         found.append(last + np.cumsum(np.minimum(gaps, trials).astype(np.int64) + 1))
         last = int(found[-1][-1])
     places = np.concatenate(found)

@@ -1,5 +1,6 @@
 """Noise: its law, and that nothing repeats it."""
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -114,6 +115,33 @@ def test_one_normal_counted_four_times_is_seen(monkeypatch: pytest.MonkeyPatch) 
     assert not std_is(source.normal_like(torch.empty(SAMPLES), noise_std=2.5).numpy().astype(float), 2.5)
 
 
+def drawn_by(source: Randomness) -> tuple[int, bool]:
+    """(words of the keystream that 10 normals of float64 take, whether numpy's and torch's generators stood still)"""
+    words, sizes = source._keystream.words, []
+    source._keystream.words = lambda count: sizes.append(count) or words(count)  # type: ignore[func-returns-value,method-assign]
+    before = str(source.generator.bit_generator.state), torch.random.get_rng_state().tolist()
+    source.normal_like(torch.empty(10, dtype=torch.float64), noise_std=1.0)
+    taken = sum(sizes)
+    source.uniforms(3)
+    source.geometric(3, rate=0.1)
+    return taken, before == (str(source.generator.bit_generator.state), torch.random.get_rng_state().tolist())
+
+
+def test_secure_noise_takes_four_normals_worth_of_the_keystream_and_of_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert drawn_by(Randomness(secure=True)) == (4 * 10, True)  # two words make two normals
+    assert drawn_by(Randomness()) == (10, True)
+    with monkeypatch.context() as fault:  # one draw, counted four times
+        fault.setattr(Randomness, "_standard_normal", functools.cache(Randomness._standard_normal))
+        assert drawn_by(Randomness(secure=True)) == (10, True)
+    # The fault: the generator of the batches
+    monkeypatch.setattr(
+        Randomness, "_words", lambda self, count: self.generator.integers(0, 2**64, size=count, dtype=np.uint64)
+    )
+    assert drawn_by(Randomness(secure=True)) == (0, False)
+
+
 def test_secure_noise_cannot_be_seeded() -> None:
     with pytest.raises(ValueError, match="leave out insecure_seed, or secure"):
         Randomness(insecure_seed=1, secure=True)
@@ -178,3 +206,19 @@ def test_threads_that_share_a_source_draw_noise_of_their_own() -> None:
     pairs = np.concatenate(drawn).view(np.uint64)
     assert np.isfinite(np.concatenate(drawn)).all()
     assert len(np.unique(pairs)) > len(pairs) - 100  # by chance about none of 2 million pairs is equal to another
+
+
+@pytest.mark.parametrize(("planned", "right"), [(0.3, True), (0.33, False), (0.27, False)])
+def test_geometric_noise_has_the_documented_law(planned: float, right: bool) -> None:
+    # The mean at ALPHA: a rate 10 % off moves it by over 12 standard errors, and is missed with probability below 1e-6
+    drawn = Randomness().geometric(SAMPLES, rate=planned)
+    law = stats.geom(-np.expm1(-0.3), loc=-1)
+    error = abs(drawn.mean() - law.mean()) / (law.std() / SAMPLES**0.5)
+    assert (error < stats.norm.isf(ALPHA / 2)) == right
+    if right:
+        counts = np.bincount(np.minimum(drawn, 20).astype(int), minlength=21)
+        assert stats.chisquare(counts, SAMPLES * np.append(law.pmf(np.arange(20)), law.sf(19))).pvalue > ALPHA
+
+
+def test_geometric_noise_beyond_all_floats_is_infinite_without_a_warning() -> None:
+    assert np.isinf(Randomness().geometric(4, rate=1e-320)).all()

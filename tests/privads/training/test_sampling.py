@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from accounting.budget import Budget
+from privads.noise import Randomness
 from privads.training import sampling
 from privads.training.plan import TrainPlan
 from privads.training.sampling import (
@@ -269,30 +270,30 @@ def test_only_the_units_that_are_used_are_drawn() -> None:
 # A public bound on the number of units
 
 
-def used(most: int, units: int, generator: np.random.Generator, **price: float) -> int:
-    found = at_most(most, units=units, generator=generator, **{"epsilon": 0.5, "delta": 1e-3, **price})
+def used(most: int, units: int, randomness: Randomness, **price: float) -> int:
+    found = at_most(most, units=units, randomness=randomness, **{"epsilon": 0.5, "delta": 1e-3, **price})
     return units if found is None else len(found)
 
 
 def test_fewer_than_the_bound_are_used_however_many_there_are() -> None:
     # The bound holds by construction, not with high probability: 0 of 30,000 trials may break it.
-    generator = np.random.default_rng(0)
+    randomness = Randomness(insecure_seed=0)
     for units in (0, 1, 500, 970, 999, 1000, 1001, 1100, 5000, 10**6):
-        assert max(used(1000, units, generator) for _ in range(3000)) < 1000
+        assert max(used(1000, units, randomness) for _ in range(3000)) < 1000
 
 
 def test_a_log_below_the_bound_by_twice_the_margin_is_used_whole() -> None:
     # Fails with probability below delta / 2 = 5e-10 at each of 1,000 trials.
-    generator = np.random.default_rng(0)
+    randomness = Randomness(insecure_seed=0)
     price = {"epsilon": 0.5, "delta": 1e-9}
     margin = sampling.count_margin(**price)
     assert margin == math.ceil(math.log(2e9) / 0.5)
-    assert all(at_most(1000, units=999 - 2 * margin, generator=generator, **price) is None for _ in range(1000))
+    assert all(at_most(1000, units=999 - 2 * margin, randomness=randomness, **price) is None for _ in range(1000))
 
 
 def test_a_log_above_the_bound_is_thinned_to_little_less_and_at_random() -> None:
-    generator = np.random.default_rng(0)
-    kept = [at_most(1000, units=4000, epsilon=0.5, delta=1e-3, generator=generator) for _ in range(2000)]
+    randomness = Randomness(insecure_seed=0)
+    kept = [at_most(1000, units=4000, epsilon=0.5, delta=1e-3, randomness=randomness) for _ in range(2000)]
     sizes = np.array([len(one) for one in kept if one is not None])
     assert len(sizes) == 2000
     assert 800 < sizes.mean() < 1000
@@ -306,8 +307,8 @@ def test_a_log_above_the_bound_is_thinned_to_little_less_and_at_random() -> None
 def test_the_thinning_knows_the_released_count_alone() -> None:
     """Sizes average n E[p(n')]: z-test at ALPHA over 3,000 trials; p(n) would be 100 standard errors off."""
     epsilon, delta, units, most = 0.01, 1e-3, 4000, 1000
-    generator = np.random.default_rng(0)
-    sizes = np.array([used(most, units, generator, epsilon=epsilon, delta=delta) for _ in range(3000)])
+    randomness = Randomness(insecure_seed=0)
+    sizes = np.array([used(most, units, randomness, epsilon=epsilon, delta=delta) for _ in range(3000)])
     noise = np.arange(-2500, 2501)
     law = np.tanh(epsilon / 2) * np.exp(-epsilon * np.abs(noise))
     released = units + noise + math.ceil(math.log(2 / delta) / epsilon)
@@ -343,15 +344,23 @@ def test_the_count_s_noise_has_the_documented_law() -> None:
     """n' < M decides: P[n' < M] = P[Z < M - n - t], binomial test at ALPHA; a doubled or halved noise is far off."""
     margin, trials = sampling.count_margin(epsilon=0.1, delta=0.5), 20_000
     for offset in (-10, -5, 5, 10):
-        generator, units = np.random.default_rng(offset + 99), 1000 - margin - 16
+        randomness, units = Randomness(insecure_seed=offset + 99), 1000 - margin - 16
         most = units + margin + offset + 1  # all are used where Z <= offset
         whole = sum(
-            at_most(most, units=units, epsilon=0.1, delta=0.5, generator=generator) is None for _ in range(trials)
+            at_most(most, units=units, epsilon=0.1, delta=0.5, randomness=randomness) is None for _ in range(trials)
         )
         for factor, right in ((1.0, True), (2.0, False), (0.5, False)):
             law = stats.dlaplace.cdf(offset, 0.1 * factor)
             agrees = stats.binomtest(whole, trials, law).pvalue > ALPHA
             assert agrees == right
+
+
+def test_the_count_s_noise_is_of_the_source_that_makes_all_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Found in review: it came from the generator of the batches, which is not cryptographic.
+    source, price = Randomness(), {"epsilon": 0.5, "delta": 1e-3}
+    for up, down, whole in ((0.0, 1e6, True), (1e6, 0.0, False)):
+        monkeypatch.setattr(source, "geometric", lambda count, rate, both=(up, down): np.array(both))
+        assert (at_most(1000, units=900, randomness=source, **price) is None) == whole
 
 
 # The sampler is the plan's
@@ -361,15 +370,15 @@ BUDGET = Budget(epsilon=3.0, delta=1e-5, unit="user")
 
 
 def test_the_plan_s_sampler_is_the_one_its_event_describes() -> None:
-    generator, units = np.random.default_rng(0), np.repeat(np.arange(400), 2)
+    randomness, units = Randomness(insecure_seed=0), np.repeat(np.arange(400), 2)
     poisson = TrainPlan.for_budget(BUDGET, population=400, batch=40, epochs=1)
-    made = sampler_for(poisson, units, generator)
+    made = sampler_for(poisson, units, randomness)
     assert isinstance(made, PoissonSampler)
     assert (made.sampling_rate, made.rows_per_unit) == (0.1, 8)
     cut = TrainPlan.without_privacy(
         population=400, unit="user", batch=40, epochs=1, sampler="truncated-poisson", most_units=500, largest_batch=45
     )
-    made = sampler_for(cut, units, generator)
+    made = sampler_for(cut, units, randomness)
     assert isinstance(made, TruncatedPoissonSampler)
     assert (made.sampling_rate, made.rows_per_unit, made.largest_batch) == (0.1, 8, 45)
 
@@ -381,9 +390,9 @@ def test_a_log_of_more_units_than_the_plan_states_is_thinned_before_it_is_sample
     plan = dataclasses.replace(
         twin, budget=dataclasses.replace(BUDGET, epsilon=90.0), clip_norm=1.0, noise_multiplier=9.0
     )
-    generator = np.random.default_rng(0)
+    randomness = Randomness(insecure_seed=0)
     for units, whole in ((400, True), (5000, False)):
-        made = sampler_for(plan, np.arange(units), generator)
+        made = sampler_for(plan, np.arange(units), randomness)
         assert isinstance(made, TruncatedPoissonSampler)
         assert (made.among is None) == whole
         assert whole or 1000 < len(made.among) < 2000  # type: ignore[arg-type]
@@ -441,7 +450,7 @@ def test_a_bin_holds_all_rows_of_its_units_up_to_the_bound() -> None:
 
 def test_a_plan_with_bins_gets_their_sampler() -> None:
     plan = TrainPlan.without_privacy(population=100, batch=9, epochs=1, sampler="balls-in-bins")
-    source = sampler_for(plan, np.arange(100), np.random.default_rng(0))
+    source = sampler_for(plan, np.arange(100), Randomness(insecure_seed=0))
     assert isinstance(source, BallsInBinsSampler)
     assert source.bins == plan.bins == 11
 
