@@ -231,6 +231,8 @@ class Model(Record):
     learning_rate: Positive | None
     averaging: Text = NOT_STATED
     settings: Json = Field(default_factory=dict)
+    weights_sha256: Sha256 | None = None
+    """Of the weights that were handed out, by which a later run knows what it starts from."""
 
 
 class LedgerBudget(Record):

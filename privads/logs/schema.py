@@ -206,9 +206,10 @@ class Schema(_Facts):
             raise ValueError(f"unit must be 'example' or {self.protected_unit!r}, as the schema says, got {unit!r}")
 
     def records_of_row(self) -> int | None:
-        """Returns how many rows one row's values are in: 1, and the later rows whose [history] it enters; None where
-        that is not stated.
+        """Returns how many rows come or go with one row, None where it is not stated: 1, and 2 for each later row whose
+        [history] its value enters.
 
+        Without the row, those h later rows have other values: h + 1 rows are gone and h have come, 2 h + 1 in all.
         Windows over the same columns are nested, those over different columns are not: their lengths add up.
         """
         windows: dict[tuple[str, ...], int] = {}
@@ -217,13 +218,13 @@ class Schema(_Facts):
                 return None
             of = tuple(sorted(history.of or self.unit))
             windows[of] = max(windows.get(of, 0), history.rows)
-        return 1 + sum(windows.values())
+        return 1 + 2 * sum(windows.values())
 
     def check_history(self, unit: PrivacyUnit, *, records: int = 1) -> None:
         """Refuse features made from rows that another ``unit`` may own: one unit's row would enter its gradient.
 
         All rows with the same unit columns are one unit, so a history of rows that share those (and perhaps more) stays
-        inside it. A single row's value may enter at most ``records - 1`` later rows.
+        inside it. A single row's value may enter at most ``(records - 1) / 2`` later rows.
         """
         if unit == EXAMPLE:
             needed = self.records_of_row()

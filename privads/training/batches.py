@@ -47,7 +47,7 @@ class Sampled:
 
         by_row: the protected unit is a row. Reads the owners of all rows.
         """
-        units = rows.units
+        units = _without_gaps(rows.units)
         if plan.records > 1 and not by_row:
             numbers = kept_rows(units, plan.records, generator)
             return cls(rows=rows, numbers=numbers, units=np.arange(len(numbers)))
@@ -58,11 +58,18 @@ class Sampled:
         return self.rows.take(places if self.numbers is None else self.numbers[places])
 
 
+def _without_gaps(units: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the owners as numbers from 0 of which none is missing: a count of them counts owners."""
+    if not len(units) or bool(np.bincount(units).all()):
+        return units
+    return np.unique(units, return_inverse=True)[1].astype(np.int64)
+
+
 class Source:
     """Draws a plan's batches and gathers their rows."""
 
     def __init__(self, sampled: Sampled, sampler: Sampler, plan: TrainPlan, device: torch.device) -> None:
-        self._sampled, self.sampler, self._plan, self._device = sampled, sampler, plan, device
+        self.sampled, self.sampler, self._plan, self._device = sampled, sampler, plan, device
 
     def parts(self, steps: int) -> Iterator[Part]:
         """Yields the parts of ``steps`` batches."""
@@ -76,10 +83,10 @@ class Source:
         # An empty draw is a row of padding.
         owners = draw.owners if len(draw.owners) else np.zeros(1, dtype=np.int64)
         if real == len(owners):
-            batch = self._sampled.take(draw.row_numbers)
+            batch = self.sampled.take(draw.row_numbers)
         else:
-            filler = padding(self._sampled.rows.schema, len(owners) - real)
-            batch = joined(self._sampled.take(draw.row_numbers), filler) if real else filler
+            filler = padding(self.sampled.rows.schema, len(owners) - real)
+            batch = joined(self.sampled.take(draw.row_numbers), filler) if real else filler
         return Part(
             batch=batch.to(self._device),
             owners=torch.from_numpy(owners).to(self._device),

@@ -40,6 +40,11 @@ def check_before(
         schema.check_history(plan.budget.unit, records=plan.records)
         if ledger is None and not schema.public:
             raise ValueError(f"training on data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
+    if torch.get_float32_matmul_precision() != "highest":
+        raise ValueError(
+            "products of lower precision would loosen the bound on a unit's contribution: call "
+            "torch.set_float32_matmul_precision('highest')"
+        )
     mine = set(model.parameters())
     given = [one for group in optimizer.param_groups for one in group["params"]]
     if not given or any(one not in mine for one in given):

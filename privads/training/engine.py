@@ -23,7 +23,7 @@ from privads.training.optimizer import PlanOptimizer
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss, check_shape, probe
 from privads.training.resume import Resumption, Standing
-from privads.training.run import Facts, Run
+from privads.training.run import Facts, Run, fingerprint
 from privads.training.sampling import TruncatedPoissonSampler, sampler_for
 from privads.training.selection import SelectedTables, select_these, selection
 from privads.training.tables import LazyTables, tables_of
@@ -65,7 +65,7 @@ class PrivateEngine:
         self._clip = ClipNorm(plan, self.randomness)
         self._tables: LazyTables | SelectedTables | None = None
         self._average: list[Tensor] = []
-        self._lease: str | None = None
+        self._process: int | None = None
         self._run_entry: int | None = None
         self._resumptions: tuple[Resumption, ...] = ()
         self.note: Mapping[str, Any] = {}
@@ -100,6 +100,7 @@ class PrivateEngine:
             self._optimizer = PlanOptimizer(
                 optimizer, self.plan, self.randomness, self._clip, self._take_sums, self._after_step, self._tables
             )
+            self._first_rate = float(optimizer.param_groups[0]["lr"])
             self._kept = {name: one.clone() for name, one in self._untrained().items()}
             self._versions = self._weights_now()
             self.entry = self._charge() if standing is None else self._charge_rest(standing, shown=shown)
@@ -113,7 +114,7 @@ class PrivateEngine:
         torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else seed)
         self._started = time.monotonic() - (0.0 if standing is None else standing.seconds)
         self._open_rows(standing)
-        self._state = "ready"
+        self._state, self._process = "ready", os.getpid()
         return model, self._optimizer, Batches(self)
 
     def save(self, path: str | Path, *, note: Mapping[str, Any] | None = None) -> None:
@@ -130,8 +131,10 @@ class PrivateEngine:
             raise RuntimeError(f"with balls in bins a checkpoint is made after a multiple of {self.plan.bins} steps")
         if self.randomness.insecure_seed is not None:
             raise ValueError("a run with insecure_seed is repeated, not resumed: leave out the checkpoint")
-        if self._lease is None and self.ledger is not None and self.entry is not None:
-            self._lease = self.ledger.lease(self.entry)  # one for all checkpoints of this process
+        self._check_versions()
+        lease = None
+        if self.ledger is not None and self.entry is not None and self.entry.holder is not None:
+            lease = self.ledger.lease(self.entry)  # refused where another process has gone on with the run
         chosen = None
         if isinstance(self._tables, SelectedTables) and self._selects_once:
             chosen = self._tables.chosen()
@@ -144,11 +147,13 @@ class PrivateEngine:
             used=None if used is None else torch.from_numpy(used),
             selected=chosen,
             entry=None if self.entry is None else self._run_entry,
-            lease=self._lease,
+            lease=lease,
             resumptions=self._resumptions,
             note=note or {},
+            places=len(self._source.sampled.units),
         )
-        weights = {**self.model.state_dict(), **self._kept}  # flushed, and without what the loop wrote to buffers
+        weights = self.model.state_dict()  # flushed
+        weights |= {name: one for name, one in self._kept.items() if name in weights}  # not what the loop wrote
         inner = self._optimizer.original_optimizer
         working.write(Path(path), resume.packed(standing, self.plan, self.rows.schema, weights, inner))
 
@@ -185,6 +190,11 @@ class PrivateEngine:
         self._within.append(found.within[: part.sampled])
         self._state = "summed"
 
+    def abandon(self) -> None:
+        """End a run that was interrupted: the model is left without hooks and settled, and the charge as it is."""
+        self._detach()
+        self._state = "finished"
+
     def flush(self) -> None:
         """Pay the noise that rows of tables owe, so that `model.parameters()` may be read or copied.
 
@@ -198,6 +208,10 @@ class PrivateEngine:
         """Returns the run: takes the hooks off, puts the averaged weights into the model, and commits the charge."""
         if self._state not in ("ready", "drawn"):
             raise RuntimeError("finish is called once, after the last optimizer.step()")
+        self._expect(self._state, "")
+        self._check_versions()
+        if self.ledger is not None and self.entry is not None and self.entry.holder is not None:
+            self.ledger.commit(self.entry)  # first: refused where another process has gone on with the run
         self._detach()
         with torch.no_grad():
             if self._average:
@@ -207,10 +221,7 @@ class PrivateEngine:
                 one.copy_(self._kept[name])  # whatever wrote to it had seen rows without noise
         torch.random.set_rng_state(self._torch_state)
         self.model.eval()
-        if self.ledger is not None and self.entry is not None:
-            self.ledger.commit(self.entry)
         self._state = "finished"
-        groups = self._optimizer.param_groups
         return Run(
             model=self.model,
             plan=self.plan,
@@ -224,7 +235,8 @@ class PrivateEngine:
                 floating_point=self.randomness.floating_point,
                 insecure_seed=self.randomness.insecure_seed,
                 optimizer=type(self._optimizer.original_optimizer).__name__,
-                learning_rate=float(groups[0]["lr"]),
+                learning_rate=self._first_rate,
+                weights_sha256=fingerprint(self.model.state_dict()),
                 loss_probed=self.loss_probed,
                 resumptions=self._resumptions,
             ),
@@ -266,6 +278,8 @@ class PrivateEngine:
         generator, plan = self.randomness.generator, self.plan
         sampled = Sampled.of(self.rows, plan, by_row=self._unit == EXAMPLE, generator=generator)
         sampler = sampler_for(plan, sampled.units, self.randomness)
+        if standing is not None and standing.places != len(sampled.units) and plan.records == 1:
+            raise working.CheckpointError("the log is not the one that the run was on: start a new run")
         if standing is not None and isinstance(sampler, TruncatedPoissonSampler):
             sampler.among = None if standing.used is None else standing.used.numpy()
         self._source = Source(sampled, sampler, plan, next(self.model.parameters()).device)
@@ -287,6 +301,7 @@ class PrivateEngine:
     def _draws(self) -> Iterator[Batch]:
         """Yields the batches of the plan's steps, in parts where it says so."""
         for part in self._source.parts(self.plan.steps - self.steps_done):
+            self._expect(self._state, "")
             if self._state != "ready":
                 raise RuntimeError("every batch needs engine.backward(loss) and then optimizer.step(), once each")
             self._gradients.forget()
@@ -298,10 +313,7 @@ class PrivateEngine:
     def _take_sums(self) -> ClippedSums | None:
         """Returns the batch's sums; None while parts of it are still to come."""
         self._expect("summed", "optimizer.step() comes once for each batch, after engine.backward(loss)")
-        if self._versions != self._weights_now():
-            raise RuntimeError(
-                "weights were changed outside optimizer.step(): only the step sees gradients after the noise"
-            )
+        self._check_versions()
         if not self._part.last:
             self._state = "ready"
             return None
@@ -376,7 +388,15 @@ class PrivateEngine:
         """Whether every batch's used rows decide which are trained; without privacy they are those themselves."""
         return self.plan.table_noise == "adafest" or (self.plan.table_noise == "fest" and not self.plan.private)
 
+    def _check_versions(self) -> None:
+        if self._versions != self._weights_now():
+            raise RuntimeError(
+                "weights were changed outside optimizer.step(): only the step sees gradients after the noise"
+            )
+
     def _expect(self, state: _State, otherwise: str) -> None:
+        if self._process not in (None, os.getpid()):
+            raise RuntimeError("a fork of the process that was charged is another execution: it needs its own charge")
         if self._state != state:
             raise RuntimeError(otherwise)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from accounting.ledger import Ledger
 from accounting.report.started import StartedFrom
 from privads.logs.logs import Logs
 from privads.models import MODELS, losses
+from privads.progress import bar
 from privads.training import working
 from privads.training.defaults import default_optimizer, warm_up
 from privads.training.engine import PrivateEngine
@@ -109,13 +110,13 @@ def fit(
     purpose = f"train {type(model).__name__}" + (f", from run {earlier[0].run}" if earlier else "")
     engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, secure=secure, purpose=purpose)
     model, private, batches = engine.make_private(
-        model, inner, train, loss=chosen_loss, resume_from=resume_from, shown=False
+        model, inner, train, loss=chosen_loss, resume_from=resume_from, shown=not _is_own(progress)
     )
     if resume_from is not None:
         earlier = tuple(StartedFrom.model_validate(one) for one in engine.note["started_from"])
     if schedule is not None:
         schedule.last_epoch = engine.steps_done
-    with contextlib.nullcontext(_say_nothing) if progress is None else progress(plan) as show:
+    with _put_back_at_an_error(engine, model, inner, checkpoint), _shown(progress, plan) as show:
         for batch in batches:
             before = engine.steps_done
             engine.backward(chosen_loss(model(batch), batch))
@@ -131,7 +132,7 @@ def fit(
     facts = dataclasses.replace(
         run.facts,
         own_loop=False,
-        own_parts=loss is not None or type(model) not in MODELS.values(),
+        own_parts=loss is not None or type(model) not in MODELS.values() or not _is_own(progress),
         split=f"training: {train.split_text}",
         seed=seed,
     )
@@ -141,6 +142,34 @@ def fit(
     if checkpoint is not None and not checkpoint.keep:
         working.remove(checkpoint.path)
     return run
+
+
+def _is_own(progress: Progress | None) -> bool:
+    """Whether nothing but privads itself sees the run while it lasts."""
+    return progress is None or progress is bar
+
+
+def _shown(progress: Progress | None, plan: TrainPlan) -> AbstractContextManager[Callable[[int], None]]:
+    return contextlib.nullcontext(_say_nothing) if progress is None else progress(plan)
+
+
+@contextlib.contextmanager
+def _put_back_at_an_error(
+    engine: PrivateEngine, model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint | None
+) -> Iterator[None]:
+    """Leaves an interrupted run's model and optimizer as the checkpoint has them.
+
+    A resume repeats the steps since then for nothing, so whoever caught the error must not have seen them.
+    """
+    try:
+        yield
+    except BaseException:
+        if checkpoint is not None and checkpoint.path.exists():
+            engine.abandon()
+            state = working.read(checkpoint.path)
+            model.load_state_dict(state["weights"])
+            optimizer.load_state_dict(state["optimizer"])
+        raise
 
 
 def _say_nothing(_: int) -> None:

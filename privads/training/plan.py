@@ -48,8 +48,8 @@ class TrainPlan:
     rows_at_once: a batch of more rows is read, and its gradients summed, in parts of at most so many.
 
     records: above 1, rows are sampled and clipped one by one, and a unit has at most ``records`` of them, a choice made
-    once; population and batch then count rows. Under unit `example` it is one more than the later rows that a row's
-    value enters, see `Schema.check_history`. The event is `accounting.mechanisms.user_level` of that of single rows.
+    once; population and batch then count rows. Under unit `example` it counts the rows that come or go with one,
+    see `Schema.check_history`. The event is `accounting.mechanisms.user_level` of that of single rows.
 
     combined: "mean" clips the mean over a unit's rows in place of their sum, so that units with many rows weigh as much
     as those with few.

@@ -158,7 +158,8 @@ def check_shape(values: Tensor, rows: int) -> Tensor:
     A (rows, 1) loss times (rows,) clip factors would broadcast to (rows, rows) and switch clipping off.
     """
     if tuple(values.shape) != (rows,):
-        raise ValueError(f"loss must have shape ({rows},), one number per row, got {tuple(values.shape)}")
+        found = f"{values.dim()} dimensions" if values.dim() != 1 else "another number"  # a batch's size is private
+        raise ValueError(f"loss must have shape (rows,), one number per row of the batch, got {found}")
     return values
 
 

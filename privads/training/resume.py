@@ -30,7 +30,7 @@ class Standing:
 
     used: which units a truncated sampler uses, None for all. selected: per table the rows that were chosen once, None
     where none were. lease: the ledger's secret by which one process may go on under ``entry``. note: the training
-    loop's own.
+    loop's own. places: rows of the log that are sampled from.
     """
 
     steps_done: int
@@ -43,6 +43,7 @@ class Standing:
     lease: str | None = None
     resumptions: tuple[Resumption, ...] = ()
     note: Mapping[str, Any] = field(default_factory=dict)
+    places: int = 0
 
 
 def packed(

@@ -1,6 +1,7 @@
 """`Run`: a trained model with what it cost, and the report about both."""
 
 import dataclasses
+import hashlib
 import math
 import platform
 import uuid
@@ -66,6 +67,7 @@ class Facts:
     own_loop: bool = True
     own_parts: bool = True
     resumptions: tuple[Resumption, ...] = ()
+    weights_sha256: str | None = None
     split: str = "not stated"
     seed: int | None = None
 
@@ -162,6 +164,7 @@ class Run:
                 if self.plan.averaging
                 else "none",
                 settings=settings_of(self.model),
+                weights_sha256=self.facts.weights_sha256,
             ),
             budget=self._ledger_budget(),
             metrics=tuple(self._task_metrics(task, metrics) for task, metrics in self.metrics.items()),
@@ -205,7 +208,7 @@ class Run:
             return "all rows of one unit" if budget is None else f"all rows of one {budget.unit}"
         if records == 1:
             return "one row"
-        return f"one row, with the at most {records - 1} later rows that its values enter,"
+        return f"one row, whose values the at most {records // 2} later rows that were made with it hold as well,"
 
     def _mechanism(self) -> record.Mechanism:
         plan, private = self.plan, self.plan.private
@@ -271,13 +274,17 @@ class Run:
             if facts.own_loop or facts.own_parts:
                 text = "the model reads tables by calling their layers, and no weight is shown while it owes noise"
                 said.append(say("asserted", text, "the author of the training loop or the model"))
-        if facts.loss_probed:
+        if facts.loss_probed and not facts.own_loop:
             said.append(say("checked", "no unit's rows enter another unit's loss", "probe on made-up rows"))
         else:
             said.append(say("asserted", "no unit's rows enter another unit's loss", "the author of the training loop"))
         if facts.own_loop:
-            text = "the training loop shows and keeps nothing but the model"
-            said.append(say("asserted", text, "the author of the training loop"))
+            for text in (
+                "the training loop shows and keeps nothing but the model",
+                "learning rates follow a schedule that no row decides, and weights change in optimizer.step() only",
+                *(["nothing of the steps that were repeated had been shown"] if facts.resumptions else []),
+            ):
+                said.append(say("asserted", text, "the author of the training loop"))
         elif facts.own_parts:
             text = "the model and the loss show and keep nothing of the rows they are given"
             said.append(say("asserted", text, "the author of the model or the loss"))
@@ -303,10 +310,10 @@ class Run:
             text = "the clip norm follows a noised count of clipped units, and the noise is that of the norm in use"
             yield "enforced", text, "ClipNorm"
         if plan.records > 1 and plan.budget is not None and plan.budget.unit != "example":
-            text = f"of each unit a choice of at most {plan.records} rows, made once, is ever sampled"
+            text = f"of each unit only a choice of at most {plan.records} rows, made before sampling, is sampled"
             yield "enforced", text, "kept_rows"
         elif plan.records > 1:
-            text = f"a row's values enter at most {plan.records - 1} later rows"
+            text = f"a row's values enter at most {plan.records // 2} later rows"
             yield "asserted", text, "the author of the schema"
 
     def _not_covered(self) -> list[str]:
@@ -366,6 +373,16 @@ class Run:
             reference=reference,
             curve=tuple(record.CurvePoint.model_validate(point, from_attributes=True) for point in metrics.curve),
         )
+
+
+def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """Returns the SHA-256 of a model's weights, by name."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        one = weights[name].detach().cpu().contiguous()
+        total.update(f"{name}{one.dtype}{tuple(one.shape)}".encode())
+        total.update(one.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def settings_of(model: nn.Module) -> dict[str, Any]:

@@ -228,7 +228,7 @@ class SelectedTables:
     def chosen(self) -> list[Tensor]:
         """Returns the rows of each table that were selected once for all, in the order of the tables."""
         empty = torch.zeros(0, dtype=torch.int64)
-        return [self.select(one, SparseSum(empty, one.new_zeros(0, 1), len(one))) for one in self._tables]
+        return [self.select(one, SparseSum(empty, one.new_zeros(0, 1), len(one))) for one in tables_of(self._model)]
 
     @contextmanager
     def stepping(

@@ -18,7 +18,7 @@ from accounting.report.started import StartedFrom
 from privads.config import ConfigError
 from privads.logs.schema import Schema
 from privads.training import checkpoint
-from privads.training.run import Run, settings_of
+from privads.training.run import Run, fingerprint, settings_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +36,8 @@ class Start:
 def start_of(run: Run | str | Path) -> Start:
     """Returns the start from a run, or from the folder of one; refuses a folder whose files are not of one run."""
     if isinstance(run, Run):
+        if run.facts.weights_sha256 not in (None, fingerprint(run.model.state_dict())):
+            raise ConfigError(f"the weights of run {run.id} are not those that it ended with: they were changed since")
         return Start(
             name=checkpoint.name_of(run.model),
             settings=settings_of(run.model),
@@ -50,8 +52,15 @@ def start_of(run: Run | str | Path) -> Start:
     stated = (report.data.schema_sha256, report.data.dataset, report.data.public, report.model.settings)
     if stated != (schema.sha256, schema.dataset, schema.public, settings):
         raise ConfigError(f"{checkpoint.REPORT} and {checkpoint.MODEL} in {folder} are not of one run: one was changed")
-    weights = partial(checkpoint.read_weights, folder)
+    weights = partial(_weights_of, folder, report.model.weights_sha256)
     return Start(name=name, settings=settings, schema=schema, report=report, weights=weights)
+
+
+def _weights_of(folder: Path, sha256: str | None) -> Mapping[str, Tensor]:
+    weights = checkpoint.read_weights(folder)
+    if sha256 not in (None, fingerprint(weights)):
+        raise ConfigError(f"the weights in {folder} are not those that its report is about: they were changed")
+    return weights
 
 
 def check_start(start: Start, model: nn.Module, schema: Schema) -> None:

@@ -154,5 +154,5 @@ def test_a_run_with_records_is_charged_to_the_user_and_clips_rows(tmp_path: Path
     assert (entry.unit, entry.state) == ("user", "committed")
     assert "mixture-of-gaussians" in entry.event
     said = {one.text: one.status for one in run.report().assumptions}
-    assert said["of each unit a choice of at most 2 rows, made once, is ever sampled"] == "enforced"
+    assert said["of each unit only a choice of at most 2 rows, made before sampling, is sampled"] == "enforced"
     assert said["one row adds at most clip_norm to a step's sum"] == "enforced"

@@ -102,8 +102,8 @@ def own_loop(log: Logs, steps: int | None = None) -> Run:
 def test_what_a_loop_of_ones_own_shows_is_an_asserted_assumption(tmp_path: Path) -> None:
     report = own_loop(logs(tmp_path)).report()
     assert report.verdict == "conditional"
-    assert len(report.with_status("asserted")) == 2  # what the loop shows, and what its loss does
-    assert "rests on 2 asserted assumptions" in report.headline
+    assert len(report.with_status("asserted")) == 3  # what the loop shows, its learning rates, and what its loss does
+    assert "rests on 3 asserted assumptions" in report.headline
 
 
 def test_stopping_early_is_charged_in_full_and_asserted(tmp_path: Path) -> None:

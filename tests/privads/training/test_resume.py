@@ -1,6 +1,8 @@
 """A resumed run goes on as if nothing had happened, with fresh randomness, and pays for every execution."""
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -399,13 +401,13 @@ def test_what_was_counted_and_selected_once_is_not_done_again(
 # Through fit
 
 
-def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException] | None = None) -> None:
     backward, calls = PrivateEngine.backward, []
 
     def planted(self: PrivateEngine, found: Tensor) -> None:
         calls.append(0)
         if len(calls) == step:
-            raise Killed
+            raise ending or Killed
         backward(self, found)
 
     monkeypatch.setattr(PrivateEngine, "backward", planted)
@@ -457,3 +459,96 @@ def test_a_checkpoint_of_a_seeded_run_is_refused_before_it_begins(tmp_path: Path
         fit(DCN(log.schema), log, small_plan(), insecure_seed=1, checkpoint=Checkpoint(path=checkpoint))
     with pytest.raises(ValueError, match="every must be a whole number of steps"):
         Checkpoint(path=checkpoint, every=0)
+
+
+# Found by an attacker: ways to execute more than was charged
+
+
+def test_a_fork_of_the_charged_process_is_refused(tmp_path: Path) -> None:
+    log = logs(tmp_path)
+    model = DCN(log.schema, tower=(4,))
+    engine = PrivateEngine(small_plan())
+    _, _, batches = engine.make_private(model, plain(model), log, loss=losses.per_row)
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for attempt in (lambda: next(iter(batches)), engine.finish):
+            try:
+                attempt()
+            except RuntimeError:
+                refused += 1
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    next(iter(batches))
+
+
+@pytest.mark.parametrize("ending", [Killed, KeyboardInterrupt])
+def test_an_interrupted_fit_leaves_the_weights_of_the_checkpoint_and_no_later_ones(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    log, ledger = private(tmp_path)
+    interrupted_at(6, monkeypatch, ending)
+    model = DCN(log.schema)
+    kept = Checkpoint(path=checkpoint, every=2)
+    with pytest.raises(ending):
+        fit(model, log, small_plan(steps=10, averaging=0.0), ledger=ledger, checkpoint=kept)
+    state = working.read(checkpoint)
+    assert state["steps_done"] == 4
+    for name, one in model.state_dict().items():
+        assert torch.equal(one, state["weights"][name])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_progress_of_ones_own_may_show_steps_which_are_then_charged_again(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, ledger = private(tmp_path)
+    plan = small_plan(steps=STEPS)
+    interrupted_at(4, monkeypatch)
+    kept = Checkpoint(path=checkpoint, every=1, resume=True)
+    settings = {"ledger": ledger, "checkpoint": kept, "progress": lambda _: contextlib.nullcontext(lambda _: None)}
+    with pytest.raises(Killed):
+        fit(DCN(log.schema), log, plan, **settings)  # type: ignore[arg-type]
+    run_of = fit(DCN(log.schema), log, plan, **settings)  # type: ignore[arg-type]
+    assert len(ledger.history("small")) == 2
+    assert run_of.report().verdict == "conditional"
+
+
+def test_a_process_whose_run_was_taken_over_saves_no_more(tmp_path: Path, checkpoint: Path) -> None:
+    log, ledger = private(tmp_path)
+    model = DCN(log.schema, tower=(4,))
+    engine = PrivateEngine(small_plan(steps=STEPS), ledger=ledger)
+    engine.make_private(model, plain(model), log, loss=losses.per_row)
+    engine.save(checkpoint)
+    run(log, small_plan(steps=STEPS), ledger=ledger, resume=checkpoint)
+    with pytest.raises(LedgerError):
+        engine.save(checkpoint)
+
+
+def test_a_log_that_has_grown_is_not_gone_on_with(tmp_path: Path, checkpoint: Path) -> None:
+    log, plan = logs(tmp_path), small_plan(steps=STEPS)
+    killed(log, plan, save=checkpoint)
+    working.write(checkpoint, {**working.read(checkpoint), "places": len(log.units) - 1})
+    with pytest.raises(CheckpointError, match="the log is not the one"):
+        run(log, plan, resume=checkpoint)
+
+
+def test_weights_written_after_the_last_step_are_seen(tmp_path: Path, checkpoint: Path) -> None:
+    log = logs(tmp_path)
+    model = DCN(log.schema, tower=(4,))
+    engine = PrivateEngine(small_plan())
+    engine.make_private(model, plain(model), log, loss=losses.per_row)
+    with torch.no_grad():
+        model.head.weight.fill_(1.0)
+    for ending in (lambda: engine.save(checkpoint), engine.finish):
+        with pytest.raises(RuntimeError, match=r"outside optimizer\.step"):
+            ending()
+
+
+def test_a_checkpoint_of_the_last_step_can_be_resumed_again(tmp_path: Path, checkpoint: Path) -> None:
+    log, ledger = private(tmp_path)
+    plan = small_plan(steps=KILLED_AFTER)
+    killed(log, plan, ledger=ledger, save=checkpoint)
+    for _ in range(2):
+        run(log, plan, ledger=ledger, resume=checkpoint, shown=True)
+    assert len(ledger.history("small")) == 1  # nothing remained to be executed
