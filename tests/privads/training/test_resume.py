@@ -162,6 +162,7 @@ def test_a_checkpoint_holds_no_state_of_a_generator(tmp_path: Path, checkpoint: 
         "lease",
         "resumptions",
         "note",
+        "places",
     }
     assert set(state) == known | {"plan", "schema", "optimizer_kind", "weights", "optimizer"}
 
