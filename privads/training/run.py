@@ -5,7 +5,7 @@ import hashlib
 import math
 import platform
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from accounting.report.summary import summary
 from privads.batch import Rows
 from privads.evaluation.metrics import TaskMetrics, evaluate
 from privads.logs.schema import Schema
+from privads.training.assumptions import assumptions
 from privads.training.plan import TrainPlan
 from privads.training.resume import Resumption
 
@@ -34,17 +35,6 @@ RELEASED = "final model"
 NEIGHBORS = "One data set has {unit} more than the other."
 PACKAGES = ("dp-accounting", "numpy", "opacus", "pandas", "privads", "pyarrow", "torch")
 _CHUNK_ROWS = 1 << 16
-_JOINS = "every unit joins every batch independently with the stated probability"
-_SAMPLED = {
-    "poisson": ((_JOINS, "PoissonSampler"),),
-    "balls-in-bins": (
-        ("in each epoch every unit joins exactly one batch, a uniformly random one", "BallsInBinsSampler"),
-    ),
-    "truncated-poisson": (
-        (f"{_JOINS}; of more than the largest batch a uniformly random choice stays", "TruncatedPoissonSampler"),
-        ("fewer units than the plan's most_units are used, by a private count that the event holds", "at_most"),
-    ),
-}
 _PROFILE_DECADES = (0, 1, 2)
 
 
@@ -142,7 +132,7 @@ class Run:
             ),
             guarantee=self._guarantee(),
             mechanism=self._mechanism(),
-            assumptions=tuple(self._assumptions()),
+            assumptions=tuple(assumptions(self.plan, self.facts, charged=self.entry is not None)),
             not_covered=tuple(self._not_covered()),
             data=record.Data(
                 dataset=self.schema.dataset,
@@ -243,78 +233,6 @@ class Run:
         if plan.clip_quantile is None:
             return f"{what}{where}"
         return f"{what}; the clip norm is the first one, and follows the {plan.clip_quantile:g} quantile of the norms"
-
-    def _assumptions(self) -> list[record.Assumption]:
-        if not self.plan.private:
-            return []
-
-        def say(status: record.Status, text: str, by: str) -> record.Assumption:
-            return record.Assumption(text=text, status=status, by=by)
-
-        facts, plan = self.facts, self.plan
-        who = "unit" if plan.records == 1 else "row"
-        said = [
-            *(say("enforced", text.replace("every unit", f"every {who}"), by) for text, by in _SAMPLED[plan.sampler]),
-            *(say(*one) for one in self._about_clipping()),
-            say("enforced", "the noised sum is divided by the plan's batch, a public number", "PlanOptimizer"),
-            say(
-                "checked",
-                "no unit's rows enter another unit's gradient through the model",
-                "probe on made-up rows",
-            ),
-        ]
-        if self.entry is not None:
-            said.append(say("enforced", "the budget was charged before the first row was read", "Ledger"))
-        if plan.table_noise in ("adafest", "fest"):
-            text = "which rows of tables are trained follows from noised counts alone, and each of them gets its noise"
-            said.append(say("enforced", text, "SelectedTables"))
-        if plan.table_noise == "lazy":
-            text = "what rows of tables owed of their noise was paid before the model was handed out"
-            said.append(say("enforced", text, "LazyTables"))
-            if facts.own_loop or facts.own_parts:
-                text = "the model reads tables by calling their layers, and no weight is shown while it owes noise"
-                said.append(say("asserted", text, "the author of the training loop or the model"))
-        if facts.loss_probed and not facts.own_loop:
-            said.append(say("checked", "no unit's rows enter another unit's loss", "probe on made-up rows"))
-        else:
-            said.append(say("asserted", "no unit's rows enter another unit's loss", "the author of the training loop"))
-        if facts.own_loop:
-            for text in (
-                "the training loop shows and keeps nothing but the model",
-                "learning rates follow a schedule that no row decides, and weights change in optimizer.step() only",
-                *(["nothing of the steps that were repeated had been shown"] if facts.resumptions else []),
-            ):
-                said.append(say("asserted", text, "the author of the training loop"))
-        elif facts.own_parts:
-            text = "the model and the loss show and keep nothing of the rows they are given"
-            said.append(say("asserted", text, "the author of the model or the loss"))
-        else:
-            said.append(say("enforced", "nothing computed from rows is shown while training", "privads.fit"))
-        for one in facts.resumptions:
-            if one.entry is not None:
-                text = f"resumed after step {one.step}: the steps after it were charged again, as entry {one.entry}"
-                said.append(say("enforced", text, "Ledger"))
-            else:
-                text = f"resumed after step {one.step} under the run's own charge, which one process can do once"
-                said.append(say("enforced", text, "Ledger, by a single-use lease"))
-        if facts.steps_done < plan.steps:
-            text = f"the loop ended after {facts.steps_done} of {plan.steps} steps for a reason that is not in the rows"
-            said.append(say("asserted", text, "the author of the training loop"))
-        return said
-
-    def _about_clipping(self) -> Iterator[tuple[record.Status, str, str]]:
-        plan = self.plan
-        who = "unit" if plan.records == 1 else "row"
-        yield "enforced", f"one {who} adds at most clip_norm to a step's sum", "UnitGradients, in floating point"
-        if plan.clip_quantile is not None:
-            text = "the clip norm follows a noised count of clipped units, and the noise is that of the norm in use"
-            yield "enforced", text, "ClipNorm"
-        if plan.records > 1 and plan.budget is not None and plan.budget.unit != "example":
-            text = f"of each unit only a choice of at most {plan.records} rows, made before sampling, is sampled"
-            yield "enforced", text, "kept_rows"
-        elif plan.records > 1:
-            text = f"a row's values enter at most {plan.records // 2} later rows"
-            yield "asserted", text, "the author of the schema"
 
     def _not_covered(self) -> list[str]:
         if not self.plan.private:
