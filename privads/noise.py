@@ -117,7 +117,8 @@ class Randomness:
                 words = self._words(2 * pairs)
                 angle[:] = _uniforms(words[pairs:])
                 angle *= 2 * np.pi
-            radius[:] = np.log(_uniforms(words[:pairs]))
+            uniforms = _uniforms(words[:pairs])
+            radius[:] = np.log(uniforms, out=uniforms)
             radius *= -2.0
             np.sqrt(radius, out=radius)
             np.cos(angle, out=part[:pairs])
