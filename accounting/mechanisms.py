@@ -321,7 +321,12 @@ def merged_noise(event: dp_event.DpEvent) -> float:
     ``s = (sum_i s_i^-2)^(-1/2)``: scaled to equal noise, the outputs are one vector whose shift has this length.
     """
     inner = event.events if isinstance(event, dp_event.ComposedDpEvent) else (event,)
-    return float(math.fsum(each.noise_multiplier**-2 for each in inner) ** -0.5)
+    return merged([each.noise_multiplier for each in inner])
+
+
+def merged(noise_multipliers: Sequence[float]) -> float:
+    """Returns ``(sum_i s_i^-2)^(-1/2)``, see `merged_noise`."""
+    return float(math.fsum(noise**-2 for noise in noise_multipliers) ** -0.5)
 
 
 def pure_epsilon(event: dp_event.DpEvent) -> float | None:

@@ -96,11 +96,7 @@ class InMemory:
         self._dense = self._rng.random((workload.examples, NUMBERS), dtype=np.float32)
         self._labels = (self._rng.random(workload.examples) < 0.2).astype(np.float32)
         sizes = self._rng.integers(1, 2 * USER_ROWS, workload.examples) if workload.ragged else USER_ROWS
-        users = np.repeat(np.arange(workload.examples), sizes) if workload.ragged else self._every_eight()
-        self._units = users[: workload.examples]
-
-    def _every_eight(self) -> NDArray[np.int64]:
-        return np.arange(len(self._labels)) // USER_ROWS
+        self._units = np.repeat(np.arange(workload.examples), sizes)[: workload.examples]
 
     @property
     def units(self) -> NDArray[np.int64]:

@@ -36,7 +36,6 @@ class TrainJob:
     ledger: Ledger | None
     out: Path
     start: Path | None = None
-
     checkpoint: Checkpoint | None = None
 
     def run(self, *, progress: Progress | None = None) -> Run:

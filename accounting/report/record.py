@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import ConfigDict, Field, JsonValue, computed_field, model_validator
 
 from accounting.budget import Neighbors
+from accounting.mechanisms import merged
 from accounting.report.fields import (
     Amount,
     AmountOrNone,
@@ -180,8 +181,7 @@ class Mechanism(Record):
     @property
     def _noise_of_a_step(self) -> float:
         """The noise multiplier of one Gaussian that loses what all sums of a step lose together."""
-        own = (self.noise_multiplier or math.inf, *self.other_noise_multipliers)
-        return float(sum(noise**-2 for noise in own) ** -0.5)
+        return merged((self.noise_multiplier or math.inf, *self.other_noise_multipliers))
 
     @property
     def is_private(self) -> bool:

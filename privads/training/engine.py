@@ -208,7 +208,7 @@ class PrivateEngine:
         """Returns the run: takes the hooks off, puts the averaged weights into the model, and commits the charge."""
         if self._state not in ("ready", "drawn"):
             raise RuntimeError("finish is called once, after the last optimizer.step()")
-        self._expect(self._state, "")
+        self._check_process()
         self._check_versions()
         if self.ledger is not None and self.entry is not None and self.entry.holder is not None:
             self.ledger.commit(self.entry)  # first: refused where another process has gone on with the run
@@ -286,7 +286,8 @@ class PrivateEngine:
         if not (isinstance(self._tables, SelectedTables) and self._selects_once):
             return
         if standing is not None and standing.selected is not None:
-            self._tables.select = select_these(dict(zip(tables_of(self.model), standing.selected, strict=True)))
+            chosen = zip(tables_of(self.model), standing.selected, strict=True)
+            self._tables.select = select_these({table: ids.to(table.device) for table, ids in chosen})
             return
         rows_per_unit = plan.rows_per_unit
         touched = touched_by_all(self.model, sampled, sampled.units, rows_per_unit=rows_per_unit, generator=generator)
@@ -301,7 +302,7 @@ class PrivateEngine:
     def _draws(self) -> Iterator[Batch]:
         """Yields the batches of the plan's steps, in parts where it says so."""
         for part in self._source.parts(self.plan.steps - self.steps_done):
-            self._expect(self._state, "")
+            self._check_process()
             if self._state != "ready":
                 raise RuntimeError("every batch needs engine.backward(loss) and then optimizer.step(), once each")
             self._gradients.forget()
@@ -394,9 +395,12 @@ class PrivateEngine:
                 "weights were changed outside optimizer.step(): only the step sees gradients after the noise"
             )
 
-    def _expect(self, state: _State, otherwise: str) -> None:
+    def _check_process(self) -> None:
         if self._process not in (None, os.getpid()):
             raise RuntimeError("a fork of the process that was charged is another execution: it needs its own charge")
+
+    def _expect(self, state: _State, otherwise: str) -> None:
+        self._check_process()
         if self._state != state:
             raise RuntimeError(otherwise)
 

@@ -104,8 +104,7 @@ def _sampled(plan: "TrainPlan", noises: tuple[float, ...], steps: int) -> dp_eve
             return mechanisms.dp_sgd(sampling_rate=rate, noise_multiplier=noises[0], steps=steps)
         return mechanisms.joint_dp_sgd(sampling_rate=rate, noise_multipliers=noises, steps=steps)
     # Scaled to equal noise, a unit's parts of all sums are one vector, and the sums one Gaussian mechanism.
-    gaussians = (mechanisms.gaussian(noise_multiplier=noise) for noise in noises)
-    together = noises[0] if len(noises) == 1 else mechanisms.merged_noise(mechanisms.composed(*gaussians))
+    together = noises[0] if len(noises) == 1 else mechanisms.merged(noises)
     if plan.largest_batch is None or plan.most_units is None:
         epochs = math.ceil(steps / plan.bins)  # an unfinished epoch costs as a finished one
         return mechanisms.balls_in_bins_dp_sgd(noise_multiplier=together, bins=plan.bins, epochs=epochs)

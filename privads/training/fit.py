@@ -102,8 +102,9 @@ def fit(
         check_same_data(train.schema, test.schema)
         test.check()
     resume_from = None if checkpoint is None else checkpoint.found(insecure_seed)
-    fresh = start is not None and resume_from is None  # a checkpoint has the weights and the names of its start
-    earlier = go_on(start_of(start), model, train.schema, ledger) if start is not None and fresh else ()
+    earlier: tuple[StartedFrom, ...] = ()
+    if start is not None and resume_from is None:  # a checkpoint has the weights and the names of its start
+        earlier = go_on(start_of(start), model, train.schema, ledger)
     chosen_loss: Loss = losses.per_row if loss is None else loss
     inner = default_optimizer(model, plan) if optimizer is None else optimizer
     schedule = warm_up(inner, plan) if optimizer is None else None
@@ -113,7 +114,7 @@ def fit(
         model, inner, train, loss=chosen_loss, resume_from=resume_from, shown=not _is_own(progress)
     )
     if resume_from is not None:
-        earlier = tuple(StartedFrom.model_validate(one) for one in engine.note["started_from"])
+        earlier = tuple(StartedFrom.model_validate(one) for one in engine.note.get("started_from", ()))
     if schedule is not None:
         schedule.last_epoch = engine.steps_done
     with _put_back_at_an_error(engine, model, inner, checkpoint), _shown(progress, plan) as show:

@@ -11,7 +11,7 @@ from privads.batch import Batch
 from privads.logs.schema import Schema
 from privads.models import losses
 from privads.training.clipping import UnitGradients, UnsupportedModel
-from privads.training.tables import SparseSum, positional, tables_of
+from privads.training.tables import SparseSum, tables_of, watched
 
 Loss = Callable[[Any, Batch], Tensor]
 
@@ -89,8 +89,7 @@ def _slope(parameter: Tensor, gradient: Tensor | None, *, sparse: bool) -> Slope
     if gradient is None:
         if not sparse:
             return torch.zeros_like(parameter)
-        none = torch.zeros(0, dtype=torch.int64, device=parameter.device)
-        return SparseSum(none, parameter.new_zeros(0, parameter.shape[1]), len(parameter))
+        return SparseSum.nothing(parameter, parameter.shape[1])
     if not gradient.is_sparse:
         return gradient
     gradient = gradient.coalesce()
@@ -259,19 +258,12 @@ def _jittered(model: nn.Module, batch: Batch) -> Iterator[None]:
 
 def _rows_read(model: nn.Module, batch: Batch) -> dict[Tensor, Tensor]:
     """Returns the rows of each trained table that ``model(batch)`` looks up."""
-    found: dict[Tensor, Tensor] = {}
-    hooks = []
-    for weight, modules in tables_of(model).items():
-        found[weight] = torch.zeros(0, dtype=torch.int64, device=weight.device)
-
-        def note(module: nn.Module, args: Any, kwargs: Any, weight: Tensor = weight) -> None:
-            ids = positional(module, args, kwargs)[0]
-            found[weight] = torch.unique(torch.cat([found[weight], ids.flatten()]))
-
-        hooks += [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
-    try:
+    with watched(model) as calls:
         model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    found: dict[Tensor, Tensor] = {
+        weight: torch.zeros(0, dtype=torch.int64, device=weight.device) for weight in tables_of(model)
+    }
+    for module, (ids, *_) in calls:
+        weight: nn.Parameter = module.weight  # type: ignore[assignment]
+        found[weight] = torch.unique(torch.cat([found[weight], ids.flatten()]))
     return found

@@ -92,8 +92,11 @@ def unpacked(
         resumptions = tuple(Resumption(**one) for one in state["resumptions"])
         names = [one.name for one in dataclasses.fields(Standing) if one.name != "resumptions"]
         standing = Standing(**{name: state[name] for name in names}, resumptions=resumptions)
+        try:
+            optimizer.load_state_dict(state["optimizer"])  # refused as a whole where its groups are others
+        except ValueError:
+            raise CheckpointError("the checkpoint's optimizer has other groups of weights: give the same") from None
         model.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"not a checkpoint of this version of privads ({error}): start a new run") from None
     return standing

@@ -227,8 +227,7 @@ class SelectedTables:
 
     def chosen(self) -> list[Tensor]:
         """Returns the rows of each table that were selected once for all, in the order of the tables."""
-        empty = torch.zeros(0, dtype=torch.int64)
-        return [self.select(one, SparseSum(empty, one.new_zeros(0, 1), len(one))) for one in tables_of(self._model)]
+        return [self.select(one, SparseSum.nothing(one, 1)) for one in tables_of(self._model)]
 
     @contextmanager
     def stepping(
@@ -264,10 +263,7 @@ class SelectedTables:
     def _part(
         self, weight: nn.Parameter, summed: Tensor | SparseSum | None, counts: SparseSum | None, noise_std: float
     ) -> _Part:
-        if counts is None:
-            none = torch.zeros(0, dtype=torch.int64, device=weight.device)
-            counts = SparseSum(none, weight.new_zeros(0, 1), len(weight))
-        ids = self.select(weight, counts)
+        ids = self.select(weight, SparseSum.nothing(weight, 1) if counts is None else counts)
         part = _Part(weight, ids, nn.Parameter(weight.index_select(0, ids)))
         gradient = _sums_at(summed, part)
         if noise_std:

@@ -110,6 +110,12 @@ class SparseSum:
             runs.keys, sums_of_runs(torch.cat([self.values, other.values]), runs.order, runs.starts), self.rows
         )
 
+    @classmethod
+    def nothing(cls, table: Tensor, width: int) -> Self:
+        """Returns the (rows of the table, width) sum of nothing."""
+        none = torch.zeros(0, dtype=torch.int64, device=table.device)
+        return cls(none, table.new_zeros(0, width), len(table))
+
     def dense(self) -> Tensor:
         """Returns the (rows, dim) tensor."""
         return self.values.new_zeros(self.rows, self.values.shape[1]).index_copy_(0, self.ids, self.values)
@@ -157,6 +163,23 @@ def tables_of(model: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
         if type(module) in TABLES and module.weight.requires_grad:
             found.setdefault(module.weight, []).append(module)  # type: ignore[arg-type]
     return found
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[tuple[nn.Module, tuple[Any, ...]]]]:
+    """Within it each call of a trained table's layer is appended to the list: the layer, and what went in."""
+    calls: list[tuple[nn.Module, tuple[Any, ...]]] = []
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        calls.append((module, positional(module, args, kwargs)))
+
+    modules = [module for readers in tables_of(model).values() for module in readers]
+    hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in modules]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Debt:

@@ -1,6 +1,6 @@
 """Which rows of a model's tables all units of a log use: what a selection made once, before training, reads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,10 +14,7 @@ from privads.models.layers import FusedTable
 from privads.training.clipping import UnsupportedModel
 from privads.training.lookups import bag_lengths
 from privads.training.sampling import Owned
-from privads.training.tables import SparseSum, positional, tables_of
-
-_Call = tuple[nn.Module, tuple[Any, ...]]
-"""A layer, and what it was called with."""
+from privads.training.tables import SparseSum, tables_of, watched
 
 _READ_ROWS = 1 << 15
 """Most rows of the log that are read at a time, unless one unit has more."""
@@ -50,13 +47,15 @@ def touched_by_all(
     counts = torch.zeros(total, dtype=torch.float64)
     device = next(model.parameters()).device
     owned = Owned(units)
-    with _watched(model) as calls, torch.no_grad():
+    with _evaluating(model), watched(model) as calls, torch.no_grad():
         for some in _in_parts(owned.units, max(1, _READ_ROWS // rows_per_unit)):
             row_numbers, owners = owned.rows_of(some, rows_per_unit, generator)
             if len(row_numbers):
                 model(rows.take(row_numbers).to(device))
             keys = [np.zeros(0, dtype=np.int64)]
             for module, inputs in calls:
+                if not len(module.weight):  # type: ignore[arg-type]
+                    continue
                 readers, read = _reads(module, inputs, len(row_numbers))
                 keys.append(owners[readers] * total + starts[module.weight] + read)  # type: ignore[index]
             calls.clear()
@@ -67,23 +66,13 @@ def touched_by_all(
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[list[_Call]]:
-    """Within it the model is in evaluation, and each call of a table's layer is appended to the list."""
-    calls: list[_Call] = []
-
-    def see(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        calls.append((module, positional(module, args, kwargs)))
-
-    modules = [module for weight, readers in tables_of(model).items() if len(weight) for module in readers]
-    hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in modules]
+def _evaluating(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        yield calls
+        yield
     finally:
         model.train(training)
-        for hook in hooks:
-            hook.remove()
 
 
 def _in_parts(total: int, size: int) -> Iterator[NDArray[np.int64]]:

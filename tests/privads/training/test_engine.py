@@ -41,6 +41,18 @@ class SpiedLogs(Logs):
         return super().units
 
 
+def spied_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[SpiedLogs, Ledger, list[str]]:
+    """A private log and its ledger, and the list that notes the order of charge and reading."""
+    log = logs(tmp_path, public=False)
+    spied = SpiedLogs(log.path, log.schema)
+    spied.events = events = []
+    ledger = new_ledger(tmp_path)
+    for name in ("reserve", "open_rows"):
+        original = getattr(Ledger, name)
+        monkeypatch.setattr(Ledger, name, lambda *a, _n=name, _o=original, **k: (events.append(_n), _o(*a, **k))[1])
+    return spied, ledger, events
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Logs:
     return logs(tmp_path)
@@ -63,13 +75,7 @@ def weights(model: nn.Module) -> Tensor:
 
 
 def test_the_ledger_is_charged_before_the_first_row_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = logs(tmp_path, public=False)
-    spied = SpiedLogs(log.path, log.schema)
-    spied.events = events = []
-    ledger = new_ledger(tmp_path)
-    for name in ("reserve", "open_rows"):
-        original = getattr(Ledger, name)
-        monkeypatch.setattr(Ledger, name, lambda *a, _n=name, _o=original, **k: (events.append(_n), _o(*a, **k))[1])
+    spied, ledger, events = spied_on(tmp_path, monkeypatch)
     started(spied, small_plan(), ledger=ledger)
     assert events[:3] == ["reserve", "open_rows", "rows read"]
 
@@ -518,14 +524,8 @@ def test_what_padding_reads_is_not_counted(log: Logs, monkeypatch: pytest.Monkey
 
 
 def test_fest_reads_the_log_after_the_charge_and_chooses_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = logs(tmp_path, public=False)
-    spied = SpiedLogs(log.path, log.schema)
-    spied.events = events = []
-    ledger = new_ledger(tmp_path)
-    for name in ("reserve", "open_rows"):
-        original = getattr(Ledger, name)
-        monkeypatch.setattr(Ledger, name, lambda *a, _n=name, _o=original, **k: (events.append(_n), _o(*a, **k))[1])
-    engine, model, *_ = started(spied, small_plan(table_noise="fest"), model=DCN(log.schema), ledger=ledger)
+    spied, ledger, events = spied_on(tmp_path, monkeypatch)
+    engine, model, *_ = started(spied, small_plan(table_noise="fest"), model=DCN(spied.schema), ledger=ledger)
     assert events[:3] == ["reserve", "open_rows", "rows read"]
     nothing = SparseSum(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1), len(model.table.weight))
     chosen = [engine._tables.select(model.table.weight, nothing) for _ in range(2)]

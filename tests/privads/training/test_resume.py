@@ -553,3 +553,23 @@ def test_a_checkpoint_of_the_last_step_can_be_resumed_again(tmp_path: Path, chec
     for _ in range(2):
         run(log, plan, ledger=ledger, resume=checkpoint, shown=True)
     assert len(ledger.history("small")) == 1  # nothing remained to be executed
+
+
+def test_a_checkpoint_whose_optimizer_has_other_groups_changes_nothing(tmp_path: Path, checkpoint: Path) -> None:
+    log, plan = logs(tmp_path), small_plan(steps=STEPS)
+    killed(log, plan, save=checkpoint)
+    model = DCN(log.schema, tower=(4,))
+    before = weights_of(model)
+    groups = [{"params": [one]} for one in model.parameters()]
+    with pytest.raises(CheckpointError, match="other groups of weights"):
+        PrivateEngine(plan).make_private(model, torch.optim.SGD(groups, lr=1.0), log, resume_from=checkpoint)
+    assert torch.equal(weights_of(model), before)
+
+
+def test_fit_goes_on_from_a_checkpoint_that_a_loop_of_ones_own_saved(tmp_path: Path, checkpoint: Path) -> None:
+    log, plan = logs(tmp_path), small_plan(steps=STEPS)
+    killed(log, plan, save=checkpoint)
+    kept = Checkpoint(path=checkpoint, resume=True)
+    model = DCN(log.schema, tower=(4,))
+    found = fit(model, log, plan, optimizer=plain(model), checkpoint=kept)
+    assert found.started_from == ()
