@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from privads import models as models
     from privads.batch import Batch as Batch
     from privads.batch import Rows as Rows
+    from privads.features.pipeline import Features as Features
+    from privads.features.pipeline import fit_features as fit_features
+    from privads.features.transforms import Pipeline as Pipeline
     from privads.logs.logs import Logs as Logs
     from privads.logs.schema import Schema as Schema
     from privads.models import losses as losses
@@ -29,14 +32,17 @@ _NAMES = {
     "Batch": "privads.batch",
     "Budget": "accounting.budget",
     "BudgetExceeded": "accounting.budget",
+    "Features": "privads.features.pipeline",
     "Ledger": "accounting.ledger",
     "Logs": "privads.logs.logs",
+    "Pipeline": "privads.features.transforms",
     "PrivateEngine": "privads.training.engine",
     "Rows": "privads.batch",
     "Run": "privads.training.run",
     "Schema": "privads.logs.schema",
     "TrainPlan": "privads.training.plan",
     "fit": "privads.training.fit",
+    "fit_features": "privads.features.pipeline",
     "losses": "privads.models",
     "models": "privads",
 }

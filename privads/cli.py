@@ -91,11 +91,11 @@ def predict(
     out: Annotated[Path, typer.Option(help="The Parquet file to write: one row of probabilities for each row.")],
 ) -> None:
     """Score a log with the model of a run folder, row by row, in the log's order."""
-    from privads.training.checkpoint import load
+    from privads.training.checkpoint import load, load_features
     from privads.training.scores import write_scores
 
     model, schema = load(run)
-    rows = write_scores(model, schema, logs, out)
+    rows = write_scores(model, schema, logs, out, features=load_features(run))
     typer.echo(f"{rows} rows scored: {out}")
 
 

@@ -88,6 +88,10 @@ class Randomness:
         found = torch.from_numpy(normal).view(reference.shape).to(reference.device)
         return (found * noise_std).to(reference.dtype) if self.secure else found.to(reference.dtype).mul_(noise_std)
 
+    def normal(self, count: int, *, noise_std: float) -> NDArray[np.float64]:
+        """Returns (count,) independent N(0, noise_std^2) noise in float64, as `normal_like` draws it."""
+        return np.asarray(self.normal_like(torch.empty(count, dtype=torch.float64), noise_std=noise_std).numpy())
+
     def uniforms(self, count: int) -> NDArray[np.float64]:
         """Returns (count,) independent numbers, uniform on (0, 1]: k / 2^52 for k uniform on 1 .. 2^52."""
         with self._one_at_a_time:

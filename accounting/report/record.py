@@ -220,6 +220,8 @@ class Data(Record):
     categorical: Count
     numeric: Count
     unit_columns: tuple[Text, ...]
+    features: Text | None = None
+    """What fitting the transforms of the columns cost; None where the columns are read as the schema says."""
 
 
 class Model(Record):
@@ -375,6 +377,8 @@ class Report(Record):
     def headline_parts(self) -> Headline:
         """The headline before it is joined to one line."""
         about = [f"goes on from run {one.run}, which is not counted here" for one in self.run.started_from[:1]]
+        if self.data.features is not None:
+            about.append(f"its features by themselves: {self.data.features}")
         if self.data.public:
             about.append(f"public data ({self.data.dataset})")
         if self.guarantee is None:

@@ -235,6 +235,7 @@ def _data_rows(report: Report) -> list[Row]:
         ("split", data.split),
         ("labels", _listed(data.labels)),
         ("fields", f"{data.categorical} categorical, {data.numeric} numeric"),
+        *((("fitted features", data.features),) if data.features is not None else ()),
         ("schema SHA-256", data.schema_sha256 or NOT_STATED),
     ]
 

@@ -85,7 +85,7 @@ def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
 
     dense = np.zeros((rows, len(schema.numeric)), dtype=np.float32)
     for position, (name, numeric) in enumerate(schema.numeric.items()):
-        values, bad = _numbers(batch[name])
+        values, bad = numbers(batch[name])
         fits &= mark(name, bad)
         low, high = numeric.range
         dense[:, position] = log_scale(values, low=low, high=high)
@@ -99,7 +99,8 @@ def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
             own, bad = _hashed(batch[name], field=name, buckets=categorical.buckets)
             fits &= mark(name, bad)
         else:
-            own = hash_buckets(_time_parts(times, categorical.part), field=name, buckets=categorical.buckets)
+            codes, texts = time_parts(times, categorical.part)
+            own = hash_buckets(texts, field=name, buckets=categorical.buckets)[codes]
         ids[:, position] = schema.bucket_starts[position] + own
     units = []
     for name in schema.unit:
@@ -112,7 +113,7 @@ def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
         raise LogError(
             f"column {column!r}: {count} values do not fit the schema (the data are public, so this is an error)"
         )
-    reference = {task: _numbers(batch[column])[0] for task, column in schema.reference.items()}
+    reference = {task: numbers(batch[column])[0] for task, column in schema.reference.items()}
     return Part(
         dense=dense,
         ids=ids,
@@ -181,16 +182,16 @@ def _labels(
             values = delay_hours <= label.within_hours
             mark(label.time, ~known)
         else:
-            numbers, bad = _numbers(batch[label])
-            values = numbers == 1
-            known = values | (numbers == 0)
-            mark(label, bad | (~known & ~np.isnan(numbers)))
+            given, bad = numbers(batch[label])
+            values = given == 1
+            known = values | (given == 0)
+            mark(label, bad | (~known & ~np.isnan(given)))
         labels[task] = values & known
         observed[task] = known
     return labels, observed
 
 
-def _dictionary(column: pa.Array, *, exact: bool = False) -> tuple[NDArray[np.int64], list[Any]]:
+def dictionary(column: pa.Array, *, exact: bool = False) -> tuple[NDArray[np.int64], list[Any]]:
     """Returns (rows,) codes, -1 where missing, and the distinct values; text that cannot be decoded stays bytes, and
     a time is its text. exact: the words for true and false are left as they are.
     """
@@ -240,12 +241,12 @@ def _texts(column: pa.Array, *, exact: bool = False) -> tuple[NDArray[np.object_
     """Returns (rows,) text, None where missing, and where it cannot be decoded. The number 5 is "5" in a text file and
     in Parquet, as 5 or as 5.0; true is "1". exact: text stays as it is, so that different texts stay different.
     """
-    codes, values = _dictionary(column, exact=exact)
-    texts, bad = _distinct_texts(values, exact=exact)
+    codes, values = dictionary(column, exact=exact)
+    texts, bad = distinct_texts(values, exact=exact)
     return texts[codes], bad[codes]
 
 
-def _distinct_texts(values: list[Any], *, exact: bool = False) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+def distinct_texts(values: list[Any], *, exact: bool = False) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
     """Returns the texts of ``values`` and at the end None, which is where the code of a missing value points."""
     made = [value if exact and isinstance(value, str) else _text(value) for value in values]
     texts = np.array([*made, None], dtype=object)
@@ -266,18 +267,18 @@ def _text(value: Any) -> str | None:
 
 
 def _hashed(column: pa.Array, *, field: str, buckets: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    codes, values = _dictionary(column)
-    texts, bad = _distinct_texts(values)
+    codes, values = dictionary(column)
+    texts, bad = distinct_texts(values)
     return hash_buckets(texts, field=field, buckets=buckets)[codes], bad[codes]
 
 
-def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Returns (rows,) floats, NaN where missing, and where a value is present but is no finite number."""
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
         values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
         bad = np.isinf(values)
     else:
-        codes, texts = _dictionary(column)
+        codes, texts = dictionary(column)
         parsed = np.array([*(_number(text) for text in texts), math.nan], dtype=np.float64)
         values = parsed[codes]
         bad = (_present(texts) & ~np.isfinite(parsed))[codes]
@@ -294,11 +295,14 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _time_parts(times: NDArray[np.datetime64], part: str) -> NDArray[np.object_]:
-    """Returns (rows,) the hour of the day or the weekday (0 is Monday) as text, None where the time is unknown."""
+def time_parts(times: NDArray[np.datetime64], part: str) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
+    """Returns (rows,) codes of the hour of the day or the weekday (0 is Monday), and the texts they stand for; the last
+    of these is None, which is where the code of an unknown time, -1, points.
+    """
     stamps = pd.DatetimeIndex(times)
-    numbers = stamps.hour if part == "hour" else stamps.day_of_week
-    return np.array([*map(str, range(24)), None], dtype=object)[np.where(np.isnat(times), -1, numbers).astype(np.int64)]
+    found = stamps.hour if part == "hour" else stamps.day_of_week
+    texts = np.array([*map(str, range(24 if part == "hour" else 7)), None], dtype=object)
+    return np.where(np.isnat(times), MISSING, found).astype(np.int64), texts
 
 
 def _times(column: pa.Array, time_format: str | None) -> tuple[NDArray[np.datetime64], NDArray[np.bool_]]:
@@ -307,8 +311,8 @@ def _times(column: pa.Array, time_format: str | None) -> tuple[NDArray[np.dateti
         micros = column.cast(pa.timestamp("us"), safe=False)
         times = np.asarray(micros.to_numpy(zero_copy_only=False), dtype="datetime64[us]")
         return times, np.zeros(len(times), dtype=np.bool_)
-    codes, values = _dictionary(column)
-    texts, _ = _distinct_texts(values)
+    codes, values = dictionary(column)
+    texts, _ = distinct_texts(values)
     distinct = _parsed_times(texts, time_format)
     return distinct[codes], (_present(values) & np.isnat(distinct))[codes]
 

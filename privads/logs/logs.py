@@ -2,22 +2,28 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from privads.batch import Batch
 from privads.logs.cache import CachedRows, cached, check_folder, check_kept
 from privads.logs.encode import Part, as_batch, encode, uniform_of_key
+from privads.logs.raw import Raw, raw_rows
 from privads.logs.reader import LogError, check_columns, find_files, read_batches
 from privads.logs.schema import DelayedLabel, Schema
+
+if TYPE_CHECKING:
+    from privads.features.pipeline import Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,8 @@ class Logs:
     Nothing is opened before `check` (names only) or before `units` and `take` (rows). Then all rows are encoded once,
     into a file in the folder ``cache`` (by default where the system keeps temporary files), and from there on read by
     number. They are numbered by unit: all rows of unit 0, in the order of the files, then those of unit 1, and so on.
+    features: fitted transforms (`fit_features`); the model then reads their outputs, and ``schema`` is theirs, while
+    ``source`` stays what the files hold.
     keep_cache: the file stays in ``cache``, for this log, schema and side to be read again; else it has no name and
     is gone with its readers.
     """
@@ -57,11 +65,16 @@ class Logs:
         split: Split | None = None,
         cache: str | Path | None = None,
         keep_cache: bool = False,
+        features: "Features | None" = None,
     ) -> None:
         if keep_cache and cache is None:
             raise ValueError("keep_cache needs the folder to keep the rows in: pass cache=FOLDER")
         self.path = str(path)
-        self.schema = Schema.load(schema)
+        self.source = Schema.load(schema)
+        if features is not None and features.source != self.source:
+            raise ValueError("the features were fitted to a log of another schema: fit them to this one")
+        self.features = features
+        self.schema = self.source if features is None else features.schema
         self.side = split
         self.cache = None if cache is None else Path(cache)
         self.keep_cache = keep_cache
@@ -99,14 +112,28 @@ class Logs:
                 raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}")
             sides = [Split(side=side, test_fraction=test_fraction, salt=salt) for side in ("train", "test")]
         train, test = (
-            Logs(self.path, self.schema, split=side, cache=self.cache, keep_cache=self.keep_cache) for side in sides
+            Logs(
+                self.path,
+                self.source,
+                split=side,
+                cache=self.cache,
+                keep_cache=self.keep_cache,
+                features=self.features,
+            )
+            for side in sides
         )
         return train, test
+
+    def with_features(self, features: "Features") -> "Logs":
+        """Returns the same rows as fitted ``features`` make a model read them; its schema is theirs. Opens nothing."""
+        return Logs(
+            self.path, self.source, split=self.side, cache=self.cache, keep_cache=self.keep_cache, features=features
+        )
 
     def check(self) -> None:
         """Refuse missing files and columns, and a folder that the cache cannot be written to. Reads no row."""
         for file in find_files(self.path):
-            check_columns(file, self.schema, self.schema.columns)
+            check_columns(file, self.source, self.source.columns)
         if self.cache is not None:
             check_folder(self.cache, keep=self.keep_cache)
             if self._kept_name is not None:
@@ -128,8 +155,39 @@ class Logs:
     @cached_property
     def _rows(self) -> CachedRows:
         self.check()
-        try:
+        with self._telling_no_row():
             return cached(self._parts, self.schema, folder=self.cache, name=self._kept_name)
+
+    def raw(self) -> Iterator[Raw]:
+        """Yields the rows with their features as the files have them, in their order. Reads the rows."""
+        self.check()
+        with self._telling_no_row():
+            for batch, part, chosen in self._read():
+                yield raw_rows(batch, self.source, part, chosen)
+
+    def _parts(self) -> Iterator[Part]:
+        for batch, part, chosen in self._read():
+            kept = _select(part, chosen)
+            if self.features is not None:
+                dense, ids = self.features.transform(raw_rows(batch, self.source, part, chosen))
+                kept = replace(kept, dense=dense, ids=ids)
+            yield kept
+
+    def _read(self) -> Iterator[tuple[pa.RecordBatch, Part, NDArray[np.bool_]]]:
+        """Yields the rows of the files, as they are and encoded, and which of them are on this side."""
+        schema, side = self.source, self.side
+        for file in find_files(self.path):
+            for batch in read_batches(file, schema, schema.columns):
+                part = encode(batch, schema)
+                chosen = part.fits if side is None else part.fits & self._on_side(part, batch)
+                if side is not None and side.side == "train" and side.after is not None:
+                    part = _as_known_at(part, schema, side.after)
+                yield batch, part, chosen
+
+    @contextmanager
+    def _telling_no_row(self) -> Iterator[None]:
+        try:
+            yield
         except LogError:
             raise
         except Exception:
@@ -137,17 +195,6 @@ class Logs:
                 raise
             # What failed may be one person's row, so neither its text nor the place is told.
             raise LogError(f"the rows of {self.path} cannot be read as the schema says") from None
-
-    def _parts(self) -> Iterator[Part]:
-        schema, side = self.schema, self.side
-        for file in find_files(self.path):
-            for batch in read_batches(file, schema, schema.columns):
-                part = encode(batch, schema)
-                chosen = part.fits if side is None else part.fits & self._on_side(part, batch)
-                part = _select(part, chosen)
-                if side is not None and side.side == "train" and side.after is not None:
-                    part = _as_known_at(part, schema, side.after)
-                yield part
 
     @property
     def _kept_name(self) -> str | None:
@@ -157,7 +204,8 @@ class Logs:
         files = [
             (str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in find_files(self.path)
         ]
-        made_of = repr((version("privads"), self.schema.sha256, self.side, files))
+        fitted = None if self.features is None else self.features.sha256
+        made_of = repr((version("privads"), self.source.sha256, fitted, self.side, files))
         return f"{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.rows"
 
     def _on_side(self, part: Part, batch: object) -> NDArray[np.bool_]:
@@ -167,7 +215,7 @@ class Logs:
         if side.after is not None:
             testing = part.times >= np.datetime64(side.after, "us")
         else:
-            testing = uniform_of_key(part, batch, self.schema, salt=side.salt) < (side.test_fraction or 0.0)
+            testing = uniform_of_key(part, batch, self.source, salt=side.salt) < (side.test_fraction or 0.0)
         return np.asarray(testing if side.side == "test" else ~testing)
 
 

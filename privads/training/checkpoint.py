@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from accounting.report.record import Report
 from accounting.report.render import MissingExtra, html
 from privads.config import ConfigError, parse_model
+from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models import MODELS, build
 from privads.training.run import Run
 
 WEIGHTS, MODEL, REPORT, PAGE = "model.safetensors", "model.json", "report.json", "report.html"
+FEATURES = "features.json"
 
 
 def check_free(folder: Path) -> None:
@@ -57,7 +59,10 @@ def save(run: Run, folder: Path) -> Path:
             "settings": report.model.settings,
             "schema": run.schema.model_dump(mode="json"),
             "schema_sha256": run.schema.sha256,
+            "features_sha256": None if run.features is None else run.features.sha256,
         }
+        if run.features is not None:
+            run.features.save(draft / FEATURES)
         # In the schema's own order: the order of its fields is the order of the table's rows and of the columns.
         (draft / MODEL).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         (draft / REPORT).write_text(report.to_json(), encoding="utf-8")
@@ -81,6 +86,17 @@ def load(folder: Path) -> tuple[nn.Module, Schema]:
     model = build(name, schema, settings)
     model.load_state_dict(read_weights(folder))
     return model.eval(), schema
+
+
+def load_features(folder: Path) -> Features | None:
+    """Returns the fitted transforms by which a run folder's model reads rows; None where it reads their columns."""
+    about = json.loads(_existing(folder, MODEL).read_text(encoding="utf-8"))
+    if about.get("features_sha256") is None:
+        return None
+    features = Features.load(_existing(folder, FEATURES))
+    if features.sha256 != about["features_sha256"]:
+        raise ConfigError(f"{folder / FEATURES} was changed: these are not the features the model was trained with")
+    return features
 
 
 def name_of(model: nn.Module) -> str:

@@ -138,7 +138,7 @@ def fit(
         seed=seed,
     )
     config = dict(config or {"data": {"path": train.path}})
-    run = dataclasses.replace(run, facts=facts, config=config, started_from=earlier)
+    run = dataclasses.replace(run, facts=facts, config=config, started_from=earlier, features=train.features)
     run = run if test is None else run.evaluated_on(test, seed=seed)
     if checkpoint is not None and not checkpoint.keep:
         working.remove(checkpoint.path)

@@ -26,6 +26,7 @@ from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
 from privads.batch import Rows
 from privads.evaluation.metrics import TaskMetrics, evaluate
+from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.training.assumptions import assumptions
 from privads.training.plan import TrainPlan
@@ -66,7 +67,8 @@ class Facts:
 class Run:
     """A finished training run. ``model`` is the plain module, with the averaged weights and no hooks.
 
-    started_from: the runs in the weights that it began with, the latest first.
+    started_from: the runs in the weights that it began with, the latest first. features: the fitted transforms by
+    which the model reads rows.
     """
 
     model: nn.Module
@@ -78,6 +80,7 @@ class Run:
     metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     started_from: tuple[StartedFrom, ...] = ()
+    features: Features | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -144,6 +147,7 @@ class Run:
                 categorical=len(self.schema.categorical),
                 numeric=len(self.schema.numeric),
                 unit_columns=self.schema.unit,
+                features=None if self.features is None else str(self.features.cost or "free: fitted to nothing"),
             ),
             model=record.Model(
                 name=type(self.model).__name__,

@@ -1,6 +1,7 @@
 """Scores of a log, written in its own order and never held in memory as a whole."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,25 @@ import pyarrow.parquet
 import torch
 from torch import nn
 
+from privads.features.pipeline import Features
 from privads.logs.encode import as_batch, encode
+from privads.logs.raw import raw_rows
 from privads.logs.reader import check_columns, find_files, read_batches
 from privads.logs.schema import Schema
 
 
-def write_scores(model: nn.Module, schema: Schema, path: str | Path, out: Path) -> int:
+def write_scores(
+    model: nn.Module, schema: Schema, path: str | Path, out: Path, *, features: Features | None = None
+) -> int:
     """Returns how many rows were scored: {task}_probability for each row at ``path``, in its order, to Parquet ``out``.
 
-    Labels are not needed. A row that does not fit the schema gets null. ``out`` is written whole or not at all.
+    features: the fitted transforms by which the model reads rows. Labels are not needed. A row that does not fit the
+    schema gets null. ``out`` is written whole or not at all.
     """
-    features = schema.without_labels()
+    read = (schema if features is None else features.source).without_labels()
     files = find_files(path)
     for file in files:
-        check_columns(file, features, features.columns)
+        check_columns(file, read, read.columns)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     columns = pa.schema([(f"{task}_probability", pa.float64()) for task in schema.tasks])
@@ -30,8 +36,12 @@ def write_scores(model: nn.Module, schema: Schema, path: str | Path, out: Path) 
     try:
         with pyarrow.parquet.ParquetWriter(draft, columns) as writer:
             for file in files:
-                for batch in read_batches(file, features, features.columns):
-                    part = encode(batch, features)
+                for batch in read_batches(file, read, read.columns):
+                    part = encode(batch, read)
+                    if features is not None:
+                        everything = np.ones(batch.num_rows, dtype=np.bool_)
+                        dense, ids = features.transform(raw_rows(batch, read, part, everything))
+                        part = replace(part, dense=dense, ids=ids)
                     rows += batch.num_rows
                     with torch.no_grad():
                         logits = model(as_batch(part, np.arange(batch.num_rows)))

@@ -1,0 +1,234 @@
+"""Transforms, as they are asked for: what each counts in a log, and what it becomes when its tables are there.
+
+Free ones look at one row and public constants only. Fitted ones read `NoisyTable`s; two that ask for the same table
+share it. Every one is a frozen value that can be written in a `run.toml`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from privads.features import fitted, readings
+from privads.logs.schema import Schema
+from privads.signals.table import Grid, NoisyTable, Query
+
+Tables = Mapping[Query, NoisyTable]
+
+CELLS = 256
+"""Cells of the grid that quantiles and moments are read from."""
+
+
+class _Transform(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hashed(_Transform):
+    """A category's hash bucket (`stateless.hash_buckets`): free. Several columns are crossed before they are hashed."""
+
+    kind: Literal["hashed"] = "hashed"
+    columns: tuple[str, ...] = Field(min_length=1)
+    buckets: int = Field(ge=2)
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the tables it reads: none."""
+        _check_categorical(schema, self.columns)
+        return ()
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.Hash:
+        """Returns itself, ready."""
+        return fitted.Hash(columns=self.columns, buckets=self.buckets)
+
+
+class Scaled(_Transform):
+    """A number in [-1, 1], by its public range: free. log: on the scale of sign(x) log(1 + abs(x))."""
+
+    kind: Literal["scaled"] = "scaled"
+    column: str
+    log: bool = False
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the tables it reads: none."""
+        _check_numeric(schema, self.column)
+        return ()
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.Scale:
+        """Returns the scale of the column's range."""
+        low, high = schema.numeric[self.column].range
+        return fitted.Scale(column=self.column, low=low, high=high, log=self.log)
+
+
+class Missing(_Transform):
+    """1 where a number or a category is missing, -1 where it is there: free."""
+
+    kind: Literal["missing"] = "missing"
+    column: str
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the tables it reads: none."""
+        if self.column not in schema.numeric:
+            _check_categorical(schema, (self.column,))
+        return ()
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.IsMissing:
+        """Returns itself, ready."""
+        return fitted.IsMissing(column=self.column, numeric=self.column in schema.numeric)
+
+
+class Vocabulary(_Transform):
+    """A category's place in a vocabulary that was found privately: bucket 0 missing, 1 unknown, then the known ones.
+
+    Several columns are crossed. most: the vocabulary keeps so many of the values with the largest noisy counts.
+    """
+
+    kind: Literal["vocabulary"] = "vocabulary"
+    columns: tuple[str, ...] = Field(min_length=1)
+    label: str | None = None
+    most: int = Field(default=100_000, ge=1)
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the table of its values."""
+        _check_categorical(schema, self.columns)
+        return (Query(by=self.columns, label=self.label),)
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.Words:
+        """Returns the vocabulary of the values that the release shows."""
+        table = tables[Query(by=self.columns, label=self.label)]
+        shown = np.array([None not in key for key in table.keys], dtype=np.bool_)
+        places = np.flatnonzero(shown)
+        largest = np.sort(places[np.argsort(-table.rows[places], kind="stable")][: self.most])
+        return fitted.Words(columns=self.columns, values=tuple(_words(table.keys[place]) for place in largest))
+
+
+class Rate(_Transform):
+    """The log-odds of a label's rate at a category (target encoding, CTR or CVR counter), and how often it came.
+
+    Two numbers in [-1, 1]: the shrunk rate's log-odds beside those of the whole log, and the noisy count's logarithm.
+    An unknown category has the whole log's rate.
+    """
+
+    kind: Literal["rate"] = "rate"
+    columns: tuple[str, ...] = Field(min_length=1)
+    label: str
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the table of the label by category."""
+        _check_categorical(schema, self.columns)
+        return (Query(by=self.columns, label=self.label),)
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.Counter:
+        """Returns the rates, shrunk by what their noise leaves unknown."""
+        table = tables[Query(by=self.columns, label=self.label)]
+        found = readings.rates(table)
+        odds = np.log(found.rates / (1 - found.rates)) - np.log(found.overall / (1 - found.overall))
+        rows = np.log1p(np.maximum(table.rows, 0.0))
+        return fitted.Counter(
+            columns=self.columns,
+            label=self.label,
+            values=tuple(_words(key) for key in table.keys),
+            log_odds=tuple(odds.tolist()),
+            log_rows=tuple((rows / max(float(rows.max(initial=0.0)), 1.0)).tolist()),
+        )
+
+
+class Quantiles(_Transform):
+    """A number's quantile: as one of ``buckets`` categories, or where that is not given as a number in [-1, 1].
+
+    Missing values have a bucket of their own; as a number they are 0, the median.
+    """
+
+    kind: Literal["quantiles"] = "quantiles"
+    column: str
+    buckets: int | None = Field(default=None, ge=2, le=CELLS)
+    label: str | None = None
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the table of its grid."""
+        return (_grid_query(schema, self.column, self.label),)
+
+    def fit(self, schema: Schema, tables: Tables) -> "fitted.Buckets | fitted.Curve":
+        """Returns the edges between buckets, or the distribution's curve."""
+        found = readings.distribution(tables[_grid_query(schema, self.column, self.label)])
+        if self.buckets is None:
+            shares = np.linspace(0, 1, 65)
+            points = np.maximum.accumulate([found.quantile(float(share)) for share in shares])
+            return fitted.Curve(column=self.column, points=tuple(points.tolist()), shares=tuple(shares.tolist()))
+        edges = [found.quantile(i / self.buckets) for i in range(1, self.buckets)]
+        return fitted.Buckets(column=self.column, edges=tuple(np.unique(edges).tolist()))
+
+
+class Standardized(_Transform):
+    """A number less its mean, over ``limit`` standard deviations, clipped to [-1, 1]; a missing one is its median."""
+
+    kind: Literal["standardized"] = "standardized"
+    column: str
+    limit: float = Field(default=3.0, gt=0)
+    label: str | None = None
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the table of its grid."""
+        return (_grid_query(schema, self.column, self.label),)
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.Scale:
+        """Returns the scale, and what stands for a missing number."""
+        found = readings.distribution(tables[_grid_query(schema, self.column, self.label)])
+        mean, std = found.moments()
+        low, high = schema.numeric[self.column].range
+        half = self.limit * max(std, (high - low) / CELLS)
+        return fitted.Scale(
+            column=self.column, low=mean - half, high=mean + half, log=False, missing=found.quantile(0.5), name="std"
+        )
+
+
+Transform = Annotated[
+    Hashed | Scaled | Missing | Vocabulary | Rate | Quantiles | Standardized, Field(discriminator="kind")
+]
+
+
+class Pipeline(_Transform):
+    """Transforms in the order of the model's inputs, not fitted yet."""
+
+    transforms: tuple[Transform, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_two_alike(self) -> Self:
+        for place, one in enumerate(self.transforms):
+            if one in self.transforms[:place]:
+                raise ValueError(f"the pipeline has this transform twice: {one!r}")
+        return self
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the tables that the transforms read, each once; refuses columns that the schema does not have."""
+        return tuple(dict.fromkeys(query for one in self.transforms for query in one.queries(schema)))
+
+
+def grid_of(schema: Schema, column: str) -> Grid:
+    """Returns the grid of `CELLS` cells over a number's public range, even on the scale of sign(x) log(1 + abs(x))."""
+    _check_numeric(schema, column)
+    low, high = schema.numeric[column].range
+    ends = np.sign([low, high]) * np.log1p(np.abs([low, high]))
+    even = np.linspace(ends[0], ends[1], CELLS + 1)
+    edges = np.sign(even) * np.expm1(np.abs(even))
+    edges[0], edges[-1] = low, high
+    return Grid(column=column, edges=tuple(np.unique(edges).tolist()))
+
+
+def _grid_query(schema: Schema, column: str, label: str | None) -> Query:
+    return Query(by=(grid_of(schema, column),), label=label)
+
+
+def _words(key: tuple[str | int | None, ...]) -> tuple[str | None, ...]:
+    return tuple(None if one is None else str(one) for one in key)
+
+
+def _check_numeric(schema: Schema, column: str) -> None:
+    if column not in schema.numeric:
+        raise ValueError(f"{column!r} is no numeric column of the schema; known: {', '.join(schema.numeric) or 'none'}")
+
+
+def _check_categorical(schema: Schema, columns: tuple[str, ...]) -> None:
+    for column in columns:
+        if column not in schema.categorical:
+            known = ", ".join(schema.categorical) or "none"
+            raise ValueError(f"{column!r} is no categorical column of the schema; known: {known}")

@@ -1,0 +1,1 @@
+"""Aggregates of a log that are protected by noise."""
