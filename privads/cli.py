@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from click import ClickException, UsageError
 
-from privads import cli_budget, cli_calibrate
+from privads import cli_budget, cli_calibrate, cli_explore
 from privads.cli_budget import Json
 
 app = typer.Typer(
@@ -139,6 +139,7 @@ def simulate(
     typer.echo(f"{table.num_rows} impressions of {users} users: {out}; schema: {schema}")
 
 
+app.command("explore")(cli_explore.explore)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.add_typer(cli_budget.app, name="budget")
 

@@ -65,13 +65,11 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
 
     resume: go on from the working checkpoint, where there is one.
     """
-    schema = Schema.load(config.data.schema_)
     out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
     check_writable(out)
     keep = config.data.keep_cache
-    logs = Logs(config.data.path, schema, cache=out.parent / KEPT_ROWS if keep else out.parent, keep_cache=keep)
-    logs.check()
-    train, test = _split(logs, config.data)
+    train, test = open_logs(config, cache=out.parent / KEPT_ROWS if keep else out.parent)
+    schema = train.schema
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
         model = build(config.model.name, schema, config.model.model_extra)
@@ -94,6 +92,14 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
         start=start,
         checkpoint=checkpoint,
     )
+
+
+def open_logs(config: RunConfig, *, cache: Path | None = None) -> tuple[Logs, Logs | None]:
+    """Returns (train, test), with missing files and columns refused; reads no row."""
+    keep = config.data.keep_cache and cache is not None
+    logs = Logs(config.data.path, Schema.load(config.data.schema_), cache=cache, keep_cache=keep)
+    logs.check()
+    return _split(logs, config.data)
 
 
 def _checkpoint(config: RunConfig, out: Path, *, resume: bool) -> Checkpoint | None:

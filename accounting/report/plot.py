@@ -1,4 +1,4 @@
-"""The calibration plot of a report. The only file here that imports matplotlib."""
+"""The calibration plot of a report, and what all plots have in common. The only file here that imports matplotlib."""
 
 import io
 import re
@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from accounting.report.record import TaskMetrics
 
 # Stand-ins for the page's colors, so that the plot follows its dark mode.
-_INK = "#010203"
-_ACCENT = "#040506"
+INK = "#010203"
+ACCENT = "#040506"
 
 
 def calibration_plot(task: TaskMetrics) -> str:
@@ -39,22 +39,31 @@ def calibration_plot(task: TaskMetrics) -> str:
             ends = (0.0, most * 1.06 or 1.0)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        axes.plot(ends, ends, color=_INK, alpha=0.45, linewidth=1, linestyle=(0, (4, 3)))
-        axes.vlines(x, low, high, color=_ACCENT, alpha=0.6, linewidth=1.6)
-        axes.plot(x, y, color=_ACCENT, marker="o", markersize=4.5, linestyle="none")
+        axes.plot(ends, ends, color=INK, alpha=0.45, linewidth=1, linestyle=(0, (4, 3)))
+        axes.vlines(x, low, high, color=ACCENT, alpha=0.6, linewidth=1.6)
+        axes.plot(x, y, color=ACCENT, marker="o", markersize=4.5, linestyle="none")
         axes.set(xlim=ends, ylim=ends, xlabel="mean predicted", ylabel="observed rate")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_INK)
-        axes.tick_params(color=_INK, labelcolor=_INK, labelsize=9)
-        axes.xaxis.label.set_color(_INK)
-        axes.yaxis.label.set_color(_INK)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        axes.spines[["left", "bottom"]].set_color(INK)
+        axes.tick_params(color=INK, labelcolor=INK, labelsize=9)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+        drawing = drawn(figure)
+    return titled(drawing, f"Calibration of {task.task}: observed rate against mean prediction")
+
+
+def drawn(figure: Figure) -> str:
+    """Returns a figure as SVG, without what would differ from drawing to drawing."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     drawing = file.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r'(<g) id="[^"]*"', r"\1", drawing)  # matplotlib's names repeat from plot to plot
-    title = escape(f"Calibration of {task.task}: observed rate against mean prediction")
+    return re.sub(r'(<g) id="[^"]*"', r"\1", drawing)  # matplotlib's names repeat from plot to plot
+
+
+def titled(drawing: str, title: str) -> str:
+    """Returns the SVG with a title for who cannot see it, in the page's own colors."""
     head = re.search(r"<svg .*?(viewBox=\"[^\"]*\").*?>", drawing, flags=re.DOTALL)
-    drawing = f'<svg role="img" {head[1]}><title>{title}</title>{drawing[head.end() :]}' if head else ""
-    return drawing.replace(_INK, "currentColor").replace(_ACCENT, "var(--accent)")
+    drawing = f'<svg role="img" {head[1]}><title>{escape(title)}</title>{drawing[head.end() :]}' if head else ""
+    return drawing.replace(INK, "currentColor").replace(ACCENT, "var(--accent)")

@@ -123,22 +123,30 @@ def rates(table: NoisyTable) -> Rates:
     )
 
 
-def information(table: NoisyTable) -> float:
-    """Returns about how many nats a row's key tells of its label: the mutual information, to second order.
+def information(positives: Floats, negatives: Floats, noise_std: Floats) -> tuple[float, float]:
+    """Returns about how many nats a row's cell tells of its label (mutual information, to second order), and the
+    standard deviation of that figure for the noise and for which rows happened to come.
 
-    ``I = sum_v (n_v / n) KL(r_v | p)``, and ``KL(r | p) = (r - p)^2 / (2 p (1 - p))`` for rates r near p. Each cell's
-    ``(r - p)^2`` is ``(d^2 - v) / n^2`` (see `rates`), from which the noise is subtracted, so a column that tells
-    nothing comes out near 0, on either side.
+    positives, negatives, noise_std: (cells,) noisy counts and the noise on each of them.
+    ``I = sum_v (n_v / n) KL(r_v | p)``, and ``KL(r | p) = (r - p)^2 / (2 p (1 - p))`` for rates r near p. With d and v
+    of `rates`, ``n_v^2 (r_v - p)^2`` is ``d^2 - v`` in the mean: noise and chance are subtracted, so a column that
+    tells nothing comes out near 0, on either side. ``d^2`` has variance ``2 v^2 + 4 v n_v^2 (r_v - p)^2``. Cells whose
+    rows are within `LEAST_ROWS` deviations of their noise are left out.
     """
-    positives, negatives, s = table.values["positives"], table.values["negatives"], table.noise_std
-    enough = table.rows >= LEAST_ROWS * table.rows_std
-    p, rows = rates(table).overall, np.maximum(table.rows, 1.0)
-    d = (1 - p) * positives - p * negatives
-    variance = s**2 * ((1 - p) ** 2 + p**2) + rows * p * (1 - p)
-    total = float(table.rows[enough].sum())
+    rows = positives + negatives
+    enough = rows >= LEAST_ROWS * np.sqrt(2.0) * noise_std
+    rows, s = np.maximum(rows[enough], 1.0), noise_std[enough]
+    total = float(rows.sum())
     if total <= 0:
-        return 0.0
-    return float(((d**2 - variance) / rows)[enough].sum()) / (total * 2 * p * (1 - p))
+        return 0.0, 0.0
+    p = float(np.clip(positives[enough].sum() / total, 1 / total, 1 - 1 / total))
+    d = (1 - p) * positives[enough] - p * negatives[enough]
+    variance = s**2 * ((1 - p) ** 2 + p**2) + rows * p * (1 - p)
+    scale = total * 2 * p * (1 - p)
+    signal = d**2 - variance
+    chance = 2 * float((variance**2 / rows**2).sum())
+    spread = chance + 4 * float((variance * signal / rows**2).sum())  # without bias, so it can fall below its least
+    return float((signal / rows).sum()) / scale, math.sqrt(max(spread, chance)) / scale
 
 
 def _rising(x: Floats, y: Floats) -> tuple[Floats, Floats]:

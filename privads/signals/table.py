@@ -86,7 +86,8 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What one table counts. by: categorical columns and grids, whose values together are a cell's key.
+    """What one table counts. by: categorical columns and grids, whose values together are a cell's key; where it is
+    empty there is one cell, of all rows.
 
     label: the table then counts, of the rows whose label is known, the positive and the negative ones by themselves.
     That costs no more than counting rows, as a row is one or the other. keys: the cells that are shown; where left out,
@@ -114,8 +115,6 @@ class Query:
 
     def check(self, schema: Schema) -> None:
         """Refuse what the schema does not have."""
-        if not self.by:
-            raise ValueError("a table needs a column to group by")
         for one in self.by:
             known = schema.numeric if isinstance(one, Grid) else schema.categorical
             name = one.column if isinstance(one, Grid) else one
@@ -335,11 +334,13 @@ def _count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_
 
 def _sql(query: Query, names: Mapping[str | Grid, str], labels: Mapping[str, str]) -> str:
     by = ", ".join(names[one] for one in query.by)
+    group = f"GROUP BY {by}" if by else ""
+    by = by or "NULL AS everything"
     if query.label is None:
-        return f"SELECT {by}, count(*) AS rows FROM kept GROUP BY {by}"
+        return f"SELECT {by}, count(*) AS rows FROM kept {group}"
     label = labels[query.label]  # null where it is not known
     counted = f"count(*) FILTER ({label} = 1) AS positives, count(*) FILTER ({label} = 0) AS negatives"
-    return f"SELECT {by}, {counted} FROM kept WHERE {label} IS NOT NULL GROUP BY {by}"
+    return f"SELECT {by}, {counted} FROM kept WHERE {label} IS NOT NULL {group}"
 
 
 def _frame(raw: Raw, names: Mapping[str | Grid, str], labels: Mapping[str, str], unit_columns: int) -> pa.RecordBatch:
@@ -364,7 +365,8 @@ def _with_noise(
 ) -> NoisyTable:
     """Returns the table with noise on all declared cells, or with those of the found ones that reach the threshold."""
     width = len(query.by)
-    exact = {_key(row): position for position, row in enumerate(counted.iloc[:, :width].itertuples(index=False))}
+    rows = counted.iloc[:, :width].itertuples(index=False) if width else [()]
+    exact = {_key(row): position for position, row in enumerate(rows)}
     declared = query.declared
     nothing: Key = (None,) * width
     # A missing value is no secret key: its cell is shown always, with noise, as a declared one is.

@@ -298,4 +298,4 @@ def test_features_of_another_schema_are_refused(log: pa.Logs) -> None:
 
 def test_a_grid_covers_the_public_range() -> None:
     edges = grid_of(facts(), "bid").edges
-    assert (edges[0], edges[-1], len(edges)) == (0.0, 10.0, 257)
+    assert (edges[0], edges[-1], len(edges)) == (0.0, 10.0, 129)

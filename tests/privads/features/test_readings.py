@@ -100,21 +100,28 @@ def test_shrunk_rates_are_nearer_the_truth_than_raw_ones_and_the_spread_is_unbia
 
 def test_information_is_the_mutual_information_where_rates_differ_little() -> None:
     rows, true = np.array([5000.0, 3000.0, 2000.0]), np.array([0.10, 0.14, 0.18])
-    found = information(by_site(rows * true * 1e6, rows * (1 - true) * 1e6, 1e-9))
+    found, std = information(rows * true * 1e6, rows * (1 - true) * 1e6, np.full(3, 1e-9))
     joint = np.stack([rows * true, rows * (1 - true)]) / rows.sum()
     exact = float((joint * np.log(joint / (joint.sum(0) * joint.sum(1)[:, None]))).sum())
     assert found == pytest.approx(exact, rel=0.1)
+    assert std < 1e-3 * found
 
 
-def test_information_of_a_column_that_tells_nothing_is_near_zero_on_either_side() -> None:
+@pytest.mark.parametrize("spread", [0.0, 0.03])
+def test_information_is_unbiased_and_knows_its_deviation(spread: float) -> None:
     rng = np.random.default_rng(5)
-    found = []
-    for _ in range(300):
-        clicks = rng.binomial(1000, 0.2, 50).astype(float)
-        found.append(information(by_site(clicks + rng.normal(0, 20, 50), 1000 - clicks + rng.normal(0, 20, 50), 20.0)))
-    # The mean of 300, within five of its standard errors: wrong with probability below 1e-6.
-    assert abs(np.mean(found)) < 5 * np.std(found) / np.sqrt(300)
-    assert min(found) < 0 < max(found)
+    true = np.clip(0.2 + spread * rng.normal(size=50), 0.01, 0.99)
+    exact = float(np.square(true - true.mean()).mean() / (2 * true.mean() * (1 - true.mean())))
+    found, stds = [], []
+    for _ in range(400):
+        clicks = rng.binomial(1000, true).astype(float)
+        noisy = clicks + rng.normal(0, 20, 50), 1000 - clicks + rng.normal(0, 20, 50)
+        value, std = information(*noisy, np.full(50, 20.0))
+        found.append(value)
+        stds.append(std)
+    # The mean of 400, within five of its standard errors and 2 % for terms of second order.
+    assert np.mean(found) == pytest.approx(exact, abs=5 * np.std(found) / 20 + 0.02 * exact)
+    assert np.mean(stds) == pytest.approx(np.std(found), rel=0.25)
 
 
 def test_a_distribution_needs_a_grid() -> None:
@@ -124,5 +131,5 @@ def test_a_distribution_needs_a_grid() -> None:
 
 def test_a_table_without_a_telling_cell_says_nothing() -> None:
     empty = by_site(np.zeros(3), np.zeros(3), 10.0)
-    assert information(empty) == 0.0
+    assert information(*empty.values.values(), np.full(3, 10.0)) == (0.0, 0.0)
     assert readings.rates(empty).overall == 0.5

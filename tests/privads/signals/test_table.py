@@ -60,6 +60,15 @@ def test_without_noise_every_cell_is_the_count_of_its_rows(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_noise")
+def test_a_table_by_nothing_is_one_cell_of_all_rows() -> None:
+    source = many()
+    (found, rows) = released(source, Query(by=(), label="click"), Query(by=()), rows=400)
+    assert (found.keys, found.threshold) == (((),), None)
+    assert found.values["positives"].tolist() == [source.clicks.count(1)]
+    assert rows.rows.tolist() == [len(source.users)]
+
+
+@pytest.mark.usefixtures("no_noise")
 def test_declared_cells_are_shown_without_a_row_and_others_never() -> None:
     query = Query(by=("site",), keys=(("a",), ("never",)))
     (found,) = released(many(), query, rows=400)
@@ -228,7 +237,6 @@ def test_one_release_is_one_entry(tmp_path: Path) -> None:
         (Query(by=("sitte",)), "'sitte' is no categorical column"),
         (Query(by=(Grid(column="bidd", edges=(0.0, 1.0)),)), "'bidd' is no numeric column"),
         (Query(by=("site",), label="buy"), "'buy' is no label"),
-        (Query(by=()), "needs a column"),
     ],
 )
 def test_a_table_of_what_the_schema_does_not_have_is_refused(query: Query, said: str) -> None:
