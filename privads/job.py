@@ -6,9 +6,12 @@ from pathlib import Path
 
 import torch
 
-from accounting.budget import EXAMPLE, Budget
+from accounting.budget import EXAMPLE, Budget, BudgetExceeded
 from accounting.ledger import Ledger
-from privads.config import ConfigError
+from privads.config import ConfigError, parse_model
+from privads.features.fitting import Fitting, check_place
+from privads.features.pipeline import Features, plan_release
+from privads.features.transforms import Pipeline
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import build
@@ -26,7 +29,10 @@ KEPT_ROWS = "rows"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """A training job whose public facts were all checked: nothing was read, nothing charged."""
+    """A training job whose public facts were all checked: nothing was read, nothing charged.
+
+    fitting: the features that are still to be fitted, after which train, test and model are made anew.
+    """
 
     config: RunConfig
     train: Logs
@@ -35,17 +41,23 @@ class TrainJob:
     plan: TrainPlan
     ledger: Ledger | None
     out: Path
+    fitting: Fitting | None = None
     start: Path | None = None
     checkpoint: Checkpoint | None = None
 
     def run(self, *, progress: Progress | None = None) -> Run:
         """Returns the finished run, saved to its folder; only then its working checkpoint is removed."""
+        train, test, model = self.train, self.test, self.model
+        if self.fitting is not None:
+            features = self.fitting.run(train, self.ledger, insecure_seed=self.config.run.insecure_seed)
+            train, test = train.with_features(features), None if test is None else test.with_features(features)
+            model = _model(self.config, train.schema)
         run = fit(
-            self.model,
-            self.train,
+            model,
+            train,
             self.plan,
             ledger=self.ledger,
-            test=self.test,
+            test=test,
             progress=progress,
             seed=self.config.run.seed,
             insecure_seed=self.config.run.insecure_seed,
@@ -70,17 +82,25 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     keep = config.data.keep_cache
     train, test = open_logs(config, cache=out.parent / KEPT_ROWS if keep else out.parent)
     schema = train.schema
-    with torch.random.fork_rng():
-        torch.manual_seed(config.run.seed)
-        model = build(config.model.name, schema, config.model.model_extra)
+    features, fitting = _features(config, schema)
+    if features is not None:
+        train, test = train.with_features(features), None if test is None else test.with_features(features)
+        schema = train.schema
+    model = _model(config, schema)
     start = None if config.run.start is None else Path(config.run.start)
+    if start is not None and fitting is not None:
+        raise ConfigError("a run that starts from another's weights needs its features: name them, features.file")
     if start is not None:
         check_start(start_of(start), model, schema)
     checkpoint = _checkpoint(config, out, resume=resume)
+    if checkpoint is not None and fitting is not None and fitting.file is None:
+        raise ConfigError("a run with a checkpoint must find its features again: say where to keep them, features.file")
     ledger = None if config.ledger is None or config.plan.without_privacy else Ledger.open(config.ledger.url)
     if ledger is not None:
         ledger.balance(schema.dataset)  # an unknown data set is refused here, before the noise is calibrated
     plan = make_plan(config.plan, schema)
+    if ledger is not None and fitting is not None:
+        _check_both_fit(ledger, schema, fitting, plan)
     return TrainJob(
         config=config,
         train=train,
@@ -89,9 +109,64 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
         plan=plan,
         ledger=ledger,
         out=out,
+        fitting=fitting,
         start=start,
         checkpoint=checkpoint,
     )
+
+
+def _model(config: RunConfig, schema: Schema) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(config.run.seed)
+        return build(config.model.name, schema, config.model.model_extra)
+
+
+def _features(config: RunConfig, schema: Schema) -> tuple[Features | None, Fitting | None]:
+    """Returns the features that a run finds, or how it will fit them."""
+    table = config.features
+    if table is None:
+        return None, None
+    pipeline = parse_model(Pipeline, {"transforms": table.transforms}, source="[features]")
+    file = None if table.file is None else Path(table.file)
+    if file is not None and file.exists():
+        features = Features.load(file)
+        if features.pipeline != pipeline or features.source != schema:
+            raise ConfigError(
+                f"{file} was fitted to other transforms or another schema: remove it, or name another file"
+            )
+        return features, None
+    if file is not None:
+        check_place(file)
+    budget, delta = None, table.delta or config.plan.delta
+    if table.epsilon is not None and delta is not None:
+        budget = Budget(epsilon=table.epsilon, delta=delta, unit=config.plan.unit)
+    elif pipeline.queries(schema):
+        missing = "epsilon" if table.epsilon is None else "delta"
+        raise ConfigError(
+            f"missing key 'features.{missing}': these transforms read the log, and a budget has no default"
+        )
+    release = plan_release(pipeline, schema, budget, rows_per_unit=table.rows_per_unit)
+    return None, Fitting(
+        pipeline=pipeline, budget=budget, rows_per_unit=table.rows_per_unit, release=release, file=file
+    )
+
+
+def _check_both_fit(ledger: Ledger, schema: Schema, fitting: Fitting, plan: TrainPlan) -> None:
+    """Refuse a job whose features would be paid for, and whose training would then not fit."""
+    balance = ledger.balance(schema.dataset)
+    if (
+        fitting.release is None
+        or balance.rule != "basic"
+        or plan.budget is None
+        or balance.limit.unit != plan.budget.unit
+    ):
+        return  # how other rules add up is seen when the second charge is made
+    needed = fitting.release.spent.upper + plan.spent.upper
+    if needed > balance.left_epsilon:
+        raise BudgetExceeded(
+            f"{schema.dataset!r} has epsilon {balance.left_epsilon} left, but features and training together ask for "
+            f"{needed:.6g}; lower features.epsilon or plan.epsilon"
+        )
 
 
 def open_logs(config: RunConfig, *, cache: Path | None = None) -> tuple[Logs, Logs | None]:

@@ -81,6 +81,20 @@ class PlanTable(_Table):
         return self
 
 
+class FeaturesTable(_Table):
+    """What the model reads in place of the columns, and what fitting it may cost beside the run.
+
+    transforms: each by its kind, as in `privads.features.transforms`. file: where the fitted features are kept; where
+    it is there already, it is read and nothing is charged again.
+    """
+
+    transforms: list[dict[str, Any]] = Field(min_length=1)
+    epsilon: float | None = None
+    delta: float | None = None
+    rows_per_unit: int = Field(default=1, gt=0)
+    file: str | None = None
+
+
 class RunTable(_Table):
     """Where the run folder and a working checkpoint go, the run it starts from, and seeds."""
 
@@ -105,6 +119,7 @@ class RunConfig(_Table):
     data: DataTable
     model: ModelTable
     plan: PlanTable
+    features: FeaturesTable | None = None
     ledger: LedgerTable | None = None
     run: RunTable = RunTable()
 
@@ -141,6 +156,9 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(run, dict):
         paths = {key: str(folder / run[key]) for key in ("start", "checkpoint", "out") if isinstance(run.get(key), str)}
         result["run"] = {**run, **paths}
+    features = result.get("features")
+    if isinstance(features, dict) and isinstance(features.get("file"), str):
+        result["features"] = {**features, "file": str(folder / features["file"])}
     ledger = result.get("ledger")
     if isinstance(ledger, dict) and isinstance(ledger.get("url"), str) and ledger["url"].startswith(SQLITE):
         result["ledger"] = {**ledger, "url": f"{SQLITE}{folder / ledger['url'].removeprefix(SQLITE)}"}

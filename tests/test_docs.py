@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from privads.logs.schema import Schema, known_formats
 from privads.models import MODELS
-from privads.run_config import DataTable, LedgerTable, ModelTable, PlanTable, RunTable
+from privads.run_config import DataTable, FeaturesTable, LedgerTable, ModelTable, PlanTable, RunTable
 from privads.training import defaults, plan, sizes
 from privads.training.selection import SELECTABLE
 
@@ -20,7 +20,14 @@ def keys(table: type[BaseModel]) -> list[str]:
 
 
 def test_the_page_names_every_key_of_a_run_file() -> None:
-    tables = {"data": DataTable, "ledger": LedgerTable, "model": ModelTable, "plan": PlanTable, "run": RunTable}
+    tables = {
+        "data": DataTable,
+        "ledger": LedgerTable,
+        "features": FeaturesTable,
+        "model": ModelTable,
+        "plan": PlanTable,
+        "run": RunTable,
+    }
     for name, table in tables.items():
         for key in keys(table):
             assert f"`{name}.{key}`" in PAGE, f"{name}.{key}"

@@ -44,7 +44,8 @@ class Cost(BaseModel):
 
 
 class Features(BaseModel):
-    """A fitted pipeline. source: the schema of the rows it reads. cost: None where all its transforms are free.
+    """A fitted pipeline. source: the schema of the rows it reads. pipeline: what was asked for. cost: None where it is
+    free, as all its transforms are.
 
     `schema` is what a model is made from: the source's public facts, and the transforms' outputs in place of its
     columns. It saves to JSON and reads back to the same outputs.
@@ -52,6 +53,7 @@ class Features(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     source: Schema
+    pipeline: Pipeline
     transforms: tuple[Fitted, ...]
     cost: Cost | None = None
 
@@ -121,26 +123,36 @@ def fit_features(
     """
     schema = source.schema
     queries = pipeline.queries(schema)
+    release = plan_release(pipeline, schema, budget, rows_per_unit=rows_per_unit)
     cost, tables = None, {}
-    if queries:
-        if budget is None:
-            raise ValueError("these transforms read the log: say what that may cost, budget=Budget(...)")
-        release = Release.of(queries, budget, rows_per_unit=rows_per_unit)
+    if release is not None:
         found = release.run(source, ledger=ledger, purpose="fit features", insecure_seed=insecure_seed)
         tables = dict(zip(queries, found.tables, strict=True))
         cost = Cost(
             event=mechanisms.to_json(release.event),
             epsilon=release.spent.upper,
-            delta=budget.delta,
-            unit=budget.unit,
+            delta=release.budget.delta,
+            unit=release.budget.unit,
             rows_per_unit=rows_per_unit,
             noise_std=release.noise_std,
             entry=found.entry,
         )
     made = tuple(one.fit(schema, tables) for one in pipeline.transforms)
-    features = Features(source=schema, transforms=made, cost=cost)
+    features = Features(source=schema, pipeline=pipeline, transforms=made, cost=cost)
     _ = features.schema  # two inputs of one name are refused here
     return features
+
+
+def plan_release(
+    pipeline: Pipeline, schema: Schema, budget: Budget | None, *, rows_per_unit: int = 1
+) -> Release | None:
+    """Returns what fitting would release, from public facts only; None where every transform is free."""
+    queries = pipeline.queries(schema)
+    if not queries:
+        return None
+    if budget is None:
+        raise ValueError("these transforms read the log: say what that may cost, budget=Budget(...)")
+    return Release.of(queries, budget, rows_per_unit=rows_per_unit)
 
 
 def _history_of(source: Schema, columns: tuple[str, ...]) -> History | None:

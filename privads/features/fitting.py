@@ -1,0 +1,45 @@
+"""`Fitting`: features that a job is going to fit, and the file they are kept in from then on."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from accounting.budget import Budget
+from accounting.ledger import Ledger
+from privads.config import ConfigError
+from privads.features.pipeline import Features, fit_features
+from privads.features.transforms import Pipeline
+from privads.signals.table import Release, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """What is to be fitted, and what that releases, None where it is free; nothing was read and nothing charged."""
+
+    pipeline: Pipeline
+    budget: Budget | None
+    rows_per_unit: int
+    release: Release | None
+    file: Path | None = None
+
+    def run(self, source: Source, ledger: Ledger | None, *, insecure_seed: int | None = None) -> Features:
+        """Returns the fitted features, charged; they are in ``file`` before anything else is done with them."""
+        features = fit_features(
+            self.pipeline,
+            source,
+            self.budget,
+            ledger=ledger,
+            rows_per_unit=self.rows_per_unit,
+            insecure_seed=insecure_seed,
+        )
+        if self.file is not None:
+            draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+            features.save(draft)
+            draft.replace(self.file)
+        return features
+
+
+def check_place(file: Path) -> None:
+    """Refuse a file that could not be written, before anything is charged."""
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise ConfigError(f"cannot write {file}: there is no folder {file.parent} that this user may write to")
