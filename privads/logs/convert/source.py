@@ -66,8 +66,9 @@ def table_batches(
             pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=True),
         ) as reader:
             yield from reader
-    except (pa.ArrowException, KeyError) as error:
-        raise LogError(f"{file}: {str(error).splitlines()[0][:200]}") from None
+    except (pa.ArrowException, KeyError):
+        # The library's own words would quote the line, and with it a user.
+        raise LogError(f"{file}: not a {delimiter!r}-delimited file of the columns {', '.join(types)}") from None
 
 
 def batches_of_rows(rows: Iterator[Sequence[Any]], columns: pa.Schema) -> Iterator[pa.RecordBatch]:

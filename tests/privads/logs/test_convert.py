@@ -208,8 +208,8 @@ def test_alibabas_events_have_their_items_features_and_no_users(tmp_path: Path) 
     ("edges", "items", "message"),
     [
         ("5\t11\t9\t20190616\n", "11\t1\t1\t1\t1\n", "must be 1, 2, 3 or 4"),
-        ("5\t11\tx\t20190616\n", "11\t1\t1\t1\t1\n", "edges.tsv: "),
-        ("5\t11\t1\n", "11\t1\t1\t1\t1\n", "edges.tsv: "),
+        ("5\t11\tx\t20190616\n", "11\t1\t1\t1\t1\n", "of the columns user, item, type, day$"),
+        ("5\t11\t1\n", "11\t1\t1\t1\t1\n", "of the columns user, item, type, day$"),
         ("5\t11\t1\t20190616\n", "11\t1\t1\t1\t1\n11\t1\t1\t1\t1\n", "an item has two lines"),
         ("5\t11\t1\t20190616\n", None, r"needs one file items.tsv\*, found 0"),
     ],
