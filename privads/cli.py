@@ -139,6 +139,19 @@ def simulate(
     typer.echo(f"{table.num_rows} impressions of {users} users: {out}; schema: {schema}")
 
 
+@app.command()
+def convert(
+    name: Annotated[str, typer.Argument(metavar="FORMAT", help="alibaba, interactions, libfm or open-bandit.")],
+    source: Annotated[Path, typer.Argument(help="The public data set's file, or the folder of those to be joined.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write; its schema goes to ads.toml beside it.")],
+) -> None:
+    """Turn a public data set that is no table into a Parquet log, and write the schema to read it."""
+    from privads.logs.convert import convert as write
+
+    rows = write(name, source, out)
+    typer.echo(f"{rows} rows: {out}; schema: {out.parent / 'ads.toml'}")
+
+
 app.command("explore")(cli_explore.explore)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.add_typer(cli_budget.app, name="budget")

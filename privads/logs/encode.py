@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from privads.batch import Batch
 from privads.features.stateless import hash_buckets, log_scale
 from privads.logs.reader import MISSING_TEXTS, LogError
-from privads.logs.schema import DelayedLabel, Schema
+from privads.logs.schema import EPOCH_SECONDS, DelayedLabel, Schema
 
 MISSING = -1
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0")
@@ -311,10 +311,27 @@ def _times(column: pa.Array, time_format: str | None) -> tuple[NDArray[np.dateti
         micros = column.cast(pa.timestamp("us"), safe=False)
         times = np.asarray(micros.to_numpy(zero_copy_only=False), dtype="datetime64[us]")
         return times, np.zeros(len(times), dtype=np.bool_)
+    if time_format == EPOCH_SECONDS:
+        return _times_of_seconds(*numbers(column))
     codes, values = dictionary(column)
     texts, _ = distinct_texts(values)
     distinct = _parsed_times(texts, time_format)
     return distinct[codes], (_present(values) & np.isnat(distinct))[codes]
+
+
+def _times_of_seconds(
+    seconds: NDArray[np.float64], bad: NDArray[np.bool_]
+) -> tuple[NDArray[np.datetime64], NDArray[np.bool_]]:
+    """Returns the times so many seconds after 1970 began, rounded down to microseconds, and the misfits: ``bad`` ones
+    and those before the year 1 or after 9999, which no calendar here can hold.
+    """
+    first, end = np.array(["0001-01-01", "9999-12-31"], dtype="datetime64[s]").astype(np.float64)
+    known = (seconds >= first) & (seconds < end)
+    kept = np.where(known, seconds, 0.0)
+    whole = np.floor(kept)  # apart: the product of a large number of seconds and a million is no float
+    micros = whole.astype(np.int64) * 1_000_000 + np.floor((kept - whole) * 1e6).astype(np.int64)
+    times = np.where(known, micros.astype("datetime64[us]"), np.datetime64("NaT", "us"))
+    return times, bad | (~known & ~np.isnan(seconds))
 
 
 def _parsed_times(texts: NDArray[np.object_], time_format: str | None) -> NDArray[np.datetime64]:

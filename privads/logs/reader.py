@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
 from privads.config import nearest_name
 from privads.logs.schema import Schema
 
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst", ".lz4")
 MISSING_TEXTS = ["", "NA", "NaN", "nan", "null", "NULL", "None"]
 _BATCH_ROWS = 1 << 16
@@ -90,7 +91,7 @@ def _read_text(file: Path, schema: Schema, columns: tuple[str, ...]) -> Iterator
         include_columns=list(columns),
         strings_can_be_null=True,
         quoted_strings_can_be_null=True,
-        null_values=MISSING_TEXTS,
+        null_values=[*MISSING_TEXTS, *schema.text.missing],
         check_utf8=False,
     )
     # A line with too few or too many cells belongs to one person: it is left out, and decides nothing visible.
@@ -107,7 +108,20 @@ def _read_text(file: Path, schema: Schema, columns: tuple[str, ...]) -> Iterator
             if lines.strip():
                 # The line feed in front is an empty line: without it a mark at the start of a block would be dropped.
                 table = pyarrow.csv.read_csv(pa.BufferReader(b"\n" + lines), read, parse, convert)
-                yield from table.combine_chunks().to_batches()
+                for batch in table.combine_chunks().to_batches():
+                    yield _with_numbers(batch, schema)
+
+
+def _with_numbers(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
+    """Returns the rows with 1 and 0 for the words that the schema says stand for them. Each cell is looked at alone."""
+    for words, number in ((schema.text.true, b"1"), (schema.text.false, b"0")):
+        if words:
+            of = pa.array([word.encode() for word in words], pa.binary())
+            for name in set(batch.schema.names) - set(schema.unit):
+                said = pyarrow.compute.is_in(batch[name], of)
+                cells = pyarrow.compute.if_else(said, pa.scalar(number, pa.binary()), batch[name])
+                batch = batch.set_column(batch.schema.get_field_index(name), name, cells)
+    return batch
 
 
 def _good_lines(block: bytes, unclosed: re.Pattern[bytes]) -> tuple[bytes, str]:

@@ -22,6 +22,9 @@ from privads.config import ConfigError, parse_model
 MISSING_BUCKETS = 1
 """Each categorical field has one bucket of its own for a missing value: number 0."""
 
+EPOCH_SECONDS = "epoch-seconds"
+"""The time format of a column that counts seconds, from 1970 or from the start of the log."""
+
 MOST_BUCKETS = 2**31 - 1
 """Rows of the fused table are numbered in 32 bits."""
 
@@ -79,11 +82,24 @@ class Text(_Facts):
     """How a delimited text file is to be read: a line is a row, and values may be quoted.
 
     delimiter: one ASCII character; a comma unless stated, in a .tsv file a tab. columns: their names, where the file
-    has no header line.
+    has no header line. missing: what a cell holds, besides nothing and NA, where its value is missing, such as -1.
+    true, false: what it holds in place of 1 and 0. All are compared with the whole cell, spaces included; true and
+    false leave unit columns as they are.
     """
 
     delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x7f]$")
     columns: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    true: tuple[str, ...] = ()
+    false: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_meaning_each(self) -> Self:
+        words = [*self.missing, *self.true, *self.false]
+        twice = next((word for word in words if words.count(word) > 1), None)
+        if twice is not None:
+            raise ValueError(f"missing, true and false name {twice!r} twice")
+        return self
 
 
 class Schema(_Facts):
@@ -93,7 +109,8 @@ class Schema(_Facts):
     rows: declared number of rows, needed only to protect single rows of a log that has unit columns.
     unit: the columns that together name who owns a row; empty where each row is its own unit.
     unit_name: what to call that unit in budgets and reports; `user` for a single column.
-    time: the column with the time of the impression. time_format: strptime format where it is text.
+    time: the column with the time of the impression. time_format: strptime format where it is text, "epoch-seconds"
+    where it is a number of seconds.
     public: the rows may be known to everyone. reference: per label a column with another predictor's probability;
     reference_name: what reports call that predictor.
     """

@@ -198,6 +198,39 @@ def test_simulate_writes_a_log_that_train_can_read(tmp_path: Path) -> None:
     assert "Bayes optimum" in done.stdout
 
 
+def test_convert_writes_a_log_that_train_can_read(tmp_path: Path) -> None:
+    lines = [f"{row % 3 // 2} 0:{row % 7}:1 1:{row % 5}:1" for row in range(400)]
+    (tmp_path / "train.ffm").write_text("\n".join(lines))
+    done = privads(tmp_path, "convert", "libfm", "train.ffm", "--out", "logs/day.parquet")
+    assert (done.returncode, done.stdout) == (0, "400 rows: logs/day.parquet; schema: logs/ads.toml\n"), done.stderr
+    run = RUN_TOML.replace("log.parquet", "logs/day.parquet").replace('"ads.toml"', '"logs/ads.toml"')
+    run = run.replace('[ledger]\nurl = "sqlite:///budget.db"\n', "").replace('unit = "user"', 'unit = "example"')
+    (tmp_path / "run.toml").write_text(run)
+    done = privads(tmp_path, "train", "run.toml", "--out", "run")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["libfn", "train.ffm", "--out", "x.parquet"], ["no converter 'libfn'", "did you mean 'libfm'"]),
+        (["libfm", "train.ffm", "--out", "x.csv"], [".parquet", "x.csv"]),
+        (["libfm", "none.ffm", "--out", "x.parquet"], ["none.ffm"]),
+        (["libfm", "train.ffm", "--out", "x.parquet"], ["train.ffm, line 2", "label"]),
+        (["alibaba", "train.ffm", "--out", "x.parquet"], ["train.ffm is no folder", "items.tsv"]),
+        (["open-bandit", ".", "--out", "x.parquet"], ["item_context.csv"]),
+        (["interactions", "empty.txt", "--out", "x.parquet"], ["no rows"]),
+    ],
+)
+def test_what_cannot_be_converted_is_one_clear_line_and_writes_nothing(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    (tmp_path / "train.ffm").write_text("1 0:7:1\n9 0:7:1\n")
+    (tmp_path / "empty.txt").write_text("")
+    refused(privads(tmp_path, "convert", *arguments), 2, *words)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.txt", "train.ffm"]
+
+
 # Bad input: one clear line with the remedy, the right exit code, nothing half-written, nothing spent
 
 

@@ -175,6 +175,32 @@ def test_a_time_format_reads_text_and_numbers() -> None:
         assert part.times.tolist() == [dt.datetime(2014, 10, 21, 23)]
 
 
+def test_epoch_seconds_are_times_in_text_and_as_numbers() -> None:
+    facts = schema(time_format="epoch-seconds", labels={"click": "y"})
+    moment = dt.datetime(2017, 5, 6, 1, 2, 3)
+    seconds = int(moment.replace(tzinfo=dt.UTC).timestamp())
+    for times in ([seconds], [float(seconds)], [str(seconds)], [f"{seconds}.0"], pa.array([str(seconds).encode()])):
+        assert encode(rows(t=times), facts).times.tolist() == [moment]
+    part = encode(rows(t=pa.array(["0", "-0.25", "253402214399", "1.0000009"])), facts)
+    assert part.fits.all()
+    assert part.times.tolist() == [
+        dt.datetime(1970, 1, 1),
+        dt.datetime(1969, 12, 31, 23, 59, 59, 750000),
+        dt.datetime(9999, 12, 30, 23, 59, 59),
+        dt.datetime(1970, 1, 1, 0, 0, 1),
+    ]
+
+
+@pytest.mark.parametrize("bad", ["2017-05-06", "", "inf", "1e300", "-1e12", "253402300801"])
+def test_epoch_seconds_that_are_no_time_are_misfits_and_change_no_other_row(bad: str) -> None:
+    facts = {"time_format": "epoch-seconds", "labels": {"conversion": {"time": "e", "within_hours": 1}}}
+    part = encode(rows(t=["3600", bad], e=["7200", "7200"]), schema(**facts))
+    assert part.fits.tolist() == [True, False]
+    assert (part.labels["conversion"][0], part.observed["conversion"][0]) == (True, True)
+    with pytest.raises(LogError, match="column 't': 1 values do not fit"):
+        encode(rows(t=["3600", bad], e=["7200", "7200"]), schema(**facts, public=True))
+
+
 def test_a_date_is_its_midnight() -> None:
     assert encode(rows(t=[dt.date(2026, 11, 15)]), schema()).times.tolist() == [DAY]
 
@@ -335,7 +361,7 @@ NASTY = {
 
 
 @pytest.mark.parametrize("columns", NASTY.values(), ids=NASTY)
-@pytest.mark.parametrize("time_format", [None, "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S%f"])
+@pytest.mark.parametrize("time_format", [None, "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S%f", "epoch-seconds"])
 def test_a_row_is_read_as_if_it_were_alone(columns: dict[str, pa.Array], time_format: str | None) -> None:
     """Fixed bugs: a time with nanoseconds made other rows' times unreadable; a date that Python cannot hold and a
     number of 5,000 digits made the whole log unreadable.

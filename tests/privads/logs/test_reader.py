@@ -236,6 +236,23 @@ def test_a_missing_text_is_missing_quoted_or_not(tmp_path: Path) -> None:
     assert categories(write(tmp_path / "a.csv", lines)) == [None] * 6 + [b"x"]
 
 
+def test_a_missing_code_is_missing_where_the_schema_names_it(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", b'y,n,c\n1,2,-1\n1,2,"-1"\n1,2,-1.0\n1,2, -1\n1,2,NA\n')
+    assert categories(file) == [b"-1", b"-1", b"-1.0", b" -1", None]
+    assert categories(file, schema(text={"missing": ["-1"]})) == [None, None, b"-1.0", b" -1", None]
+
+
+def test_words_for_true_and_false_are_numbers_cell_by_cell_but_never_a_unit(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", b"y,n,c\nYes,2,Yes\nNo,3,No\n1,Yes,no\nNA,1,\n")
+    facts = {"text": {"true": ["Yes"], "false": ["No"]}}
+    (batch,) = read_batches(file, schema(**facts), COLUMNS)
+    assert batch.schema.names == list(COLUMNS)
+    assert batch["y"].to_pylist() == [b"1", b"0", b"1", None]
+    assert batch["n"].to_pylist() == [b"2", b"3", b"1", b"1"]
+    assert categories(file, schema(**facts)) == [b"1", b"0", b"no", None]
+    assert categories(file, schema(**facts, unit=["c"])) == [b"Yes", b"No", b"no", None]
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\r\n", b"\r\r\r\n"])
 @pytest.mark.parametrize("plain", [b"1,2,a", b"1,2,a\r0,3,b", b"1,2", b"\xef\xbb\xbf1,2,a"])
 def test_whether_a_line_is_a_row_depends_on_no_other_line(tmp_path: Path, plain: bytes, end: bytes) -> None:

@@ -114,6 +114,10 @@ def test_a_schema_is_frozen_and_its_fingerprint_sees_every_fact() -> None:
             {"categorical": {"c": {"buckets": 32, "part": "hour"}}},
             "a part of the time needs the time of the impression: add time = COLUMN",
         ),
+        (
+            {"text": {"missing": ["-1", "N"], "false": ["N"]}},
+            "text: missing, true and false name 'N' twice",
+        ),
         ({"text": {"delimeter": ";"}}, "unknown key 'text.delimeter'; did you mean 'delimiter'?"),
     ],
     ids=str,
@@ -145,7 +149,7 @@ def test_a_schema_is_loaded_from_a_file_a_table_itself_or_a_known_name(tmp_path:
     schema = Schema.load(tmp_path / "ads.toml")
     assert schema == Schema.load(str(tmp_path / "ads.toml")) == Schema.parse(ADS) == Schema.load(schema)
     assert {"avazu", "criteo", "talkingdata"} <= set(known_formats())
-    with pytest.raises(ConfigError, match="neither a file nor one of the formats avazu, criteo"):
+    with pytest.raises(ConfigError, match="neither a file nor one of the formats adult, avazu, criteo"):
         Schema.load("criteoo")
 
 
