@@ -39,6 +39,9 @@ SELECTION_SHARE = 0.1
 MEMORY = "2GB"
 """What the database may hold in memory; beyond it, it uses files in a folder of its own that is removed at the end."""
 
+LONGEST = 1024
+"""Characters of a category's value that a table looks at: without an end to them one unit could fill the memory."""
+
 Key = tuple[str | int | None, ...]
 Floats = NDArray[np.float64]
 
@@ -97,6 +100,10 @@ class Query:
     by: tuple[str | Grid, ...]
     label: str | None = None
     keys: tuple[Key, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.keys is not None and len(set(self.keys)) < len(self.keys):
+            raise ValueError("keys name a cell twice: its count would be shown with two noises, and paid for once")
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -350,7 +357,8 @@ def _frame(raw: Raw, names: Mapping[str | Grid, str], labels: Mapping[str, str],
             places = one.places(raw.numbers[one.column])
             columns[name] = pa.array(places, mask=places < 0, type=pa.int32())
         else:
-            codes, values = raw.texts[one]
+            codes, texts = raw.texts[one]
+            values = [text if text is None else text[:LONGEST] for text in texts]
             indices = pa.array(codes, mask=codes < 0, type=pa.int32())
             columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(values, type=pa.string())).cast(
                 pa.string()

@@ -262,3 +262,17 @@ def test_single_rows_are_counted_once_each() -> None:
 def test_edges_of_a_grid_must_rise() -> None:
     with pytest.raises(ValueError, match="must rise"):
         Grid(column="bid", edges=(0.0, 0.0, 1.0))
+
+
+def test_a_cell_that_is_declared_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        Query(by=("site",), keys=(("a",), ("b",), ("a",)))
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_very_long_values_of_one_unit_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "MEMORY", "100MB")
+    sites = [f"{i:05}" + 50_000 * "x" for i in range(4_000)]
+    long = Made(users=["u"] * 4_000, sites=sites, clicks=[1] * 4_000)
+    (found,) = released(long, Query(by=("site",), label="click"), rows=4_000)
+    assert found.keys == ((None,),)
