@@ -1,5 +1,6 @@
 """Fitted transforms: frozen values that turn rows into a model's inputs, one row by itself, and save as JSON."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -17,6 +18,9 @@ Ids = NDArray[np.int32]
 UNIT_RANGE = (-1.0, 1.0)
 CROSS = "\x1f"
 """What stands between the values of crossed columns: the separator that ASCII has for that."""
+
+_ESCAPE = "\x1e"
+"""What stands, with a digit after it, for the separator and for itself inside a value: no two crosses are one text."""
 
 ODDS_LIMIT = 4.0
 """Log-odds that far from the whole log's are the largest that a counter tells apart."""
@@ -194,7 +198,15 @@ Fitted = Annotated[Hash | Scale | IsMissing | Words | Counter | Buckets | Curve,
 
 
 def _joined(values: tuple[tuple[str | None, ...], ...]) -> list[str]:
-    return [CROSS.join("" if one is None else one for one in value) for value in values]
+    return [_cross(["" if one is None else one for one in value]) for value in values]
+
+
+def _cross(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else CROSS.join(map(_escaped, parts))
+
+
+def _escaped(text: str) -> str:
+    return text.replace(_ESCAPE, _ESCAPE + "0").replace(CROSS, _ESCAPE + "1")
 
 
 def _crossed(raw: Raw, columns: tuple[str, ...], *, missing: str | None = None) -> tuple[NDArray[np.int64], list[str]]:
@@ -204,10 +216,14 @@ def _crossed(raw: Raw, columns: tuple[str, ...], *, missing: str | None = None) 
     """
     first, *others = (_filled(raw, column, missing) for column in columns)
     codes, values = first
+    if others:
+        values = [_escaped(one) for one in values]
     for own, texts in others:
         pairs = np.where((codes < 0) | (own < 0), -1, codes * len(texts) + own)
         distinct, codes = np.unique(pairs, return_inverse=True)
-        values = [values[pair // len(texts)] + CROSS + texts[pair % len(texts)] for pair in distinct[distinct >= 0]]
+        escaped = [_escaped(one) for one in texts]
+        crossed = distinct[distinct >= 0]
+        values = [values[pair // len(texts)] + CROSS + escaped[pair % len(texts)] for pair in crossed]
         codes = codes - int((distinct < 0).any())
     return codes, values
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from accounting import mechanisms
 from accounting.budget import Budget
@@ -56,6 +56,12 @@ class Features(BaseModel):
     pipeline: Pipeline
     transforms: tuple[Fitted, ...]
     cost: Cost | None = None
+
+    @model_validator(mode="after")
+    def _paid_for(self) -> Self:
+        if self.cost is None and self.pipeline.queries(self.source):
+            raise ValueError("these transforms read a log, but nothing says what that cost")
+        return self
 
     @cached_property
     def schema(self) -> Schema:  # type: ignore[override]

@@ -9,6 +9,7 @@ import pytest
 import privads as pa
 from accounting import mechanisms
 from privads.config import ConfigError
+from privads.features import fitted
 from privads.features.fitted import ODDS_LIMIT
 from privads.features.transforms import (
     Hashed,
@@ -236,7 +237,8 @@ def test_a_run_keeps_its_features_and_predicts_with_them(log: pa.Logs, tmp_path:
     own = np.sort(run.predict(log.with_features(features))["conversion"])
     assert scores == pytest.approx(own, abs=1e-6)
     (tmp_path / "run" / "features.json").write_text(
-        features.model_copy(update={"cost": None}).model_dump_json(), encoding="utf-8"
+        features.model_copy(update={"cost": features.cost.model_copy(update={"epsilon": 0.1})}).model_dump_json(),
+        encoding="utf-8",
     )
     with pytest.raises(ConfigError, match="was changed"):
         load_features(tmp_path / "run")
@@ -299,3 +301,20 @@ def test_features_of_another_schema_are_refused(log: pa.Logs) -> None:
 def test_a_grid_covers_the_public_range() -> None:
     edges = grid_of(facts(), "bid").edges
     assert (edges[0], edges[-1], len(edges)) == (0.0, 10.0, 129)
+
+
+def test_values_that_hold_the_separator_stay_different_crosses() -> None:
+    values = (("x\x1fy", "z"), ("x", "y\x1fz"), ("x\x1e1y", "z"))
+    words = fitted.Words(columns=("site", "size"), values=values)
+    first, second = zip(*values, strict=True)
+    source = Made(users=["u"] * 3, sites=first, sizes=second, clicks=[1] * 3)
+    (raw,) = source.raw()
+    assert words.apply(raw)[0].tolist() == [2, 3, 4]
+
+
+def test_fitted_features_that_state_no_cost_are_refused(tmp_path: Path) -> None:
+    source = Made(users=["u"] * 3, sites=["a"] * 3, clicks=[1] * 3)
+    features = pa.fit_features(pa.Pipeline(transforms=(Vocabulary(columns=("site",)),)), source, BUDGET)
+    features.model_copy(update={"cost": None}).save(tmp_path / "features.json")
+    with pytest.raises(ConfigError, match="what that cost"):
+        pa.Features.load(tmp_path / "features.json")
