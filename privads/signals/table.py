@@ -217,6 +217,8 @@ class Release:
     ) -> "Released":
         """Returns the tables, in the order of the queries: checks, charges the ledger, reads, in this order."""
         schema, unit = source.schema, self.budget.unit
+        if getattr(source, "features", None) is not None:  # its schema names what no file holds
+            raise ValueError("a release counts rows as the files have them: pass the log without its features")
         if insecure_seed is not None and not schema.public:
             raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
         if ledger is None and not schema.public:

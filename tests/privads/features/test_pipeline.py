@@ -318,3 +318,13 @@ def test_fitted_features_that_state_no_cost_are_refused(tmp_path: Path) -> None:
     features.model_copy(update={"cost": None}).save(tmp_path / "features.json")
     with pytest.raises(ConfigError, match="what that cost"):
         pa.Features.load(tmp_path / "features.json")
+
+
+def test_a_log_with_features_is_not_counted_again(log: pa.Logs) -> None:
+    scaled = pa.Pipeline(transforms=(Scaled(column="bid_usd"),))
+    with pytest.raises(ValueError, match="without its features"):
+        pa.fit_features(
+            pa.Pipeline(transforms=(Standardized(column="bid_usd.scaled"),)),
+            log.with_features(pa.fit_features(scaled, log)),
+            BUDGET,
+        )
