@@ -134,6 +134,7 @@ def _features(config: RunConfig, schema: Schema) -> tuple[Features | None, Fitti
             raise ConfigError(
                 f"{file} was fitted to other transforms or another schema: remove it, or name another file"
             )
+        _check_cost(features, config, file)
         return features, None
     if file is not None:
         check_place(file)
@@ -149,6 +150,24 @@ def _features(config: RunConfig, schema: Schema) -> tuple[Features | None, Fitti
     return None, Fitting(
         pipeline=pipeline, budget=budget, rows_per_unit=table.rows_per_unit, release=release, file=file
     )
+
+
+def _check_cost(features: Features, config: RunConfig, file: Path) -> None:
+    """Refuse features that were fitted for another unit, or under another budget, than the job states."""
+    cost, table = features.cost, config.features
+    if cost is None or table is None:
+        return
+    if cost.unit != config.plan.unit and not features.source.public:
+        raise ConfigError(
+            f"{file} was fitted to protect {cost.unit!r}, but plan.unit is {config.plan.unit!r}: name another file"
+        )
+    delta = table.delta or config.plan.delta
+    stated = (table.epsilon is None or cost.epsilon <= table.epsilon) and (delta is None or cost.delta <= delta)
+    if not stated or cost.rows_per_unit != table.rows_per_unit:
+        raise ConfigError(
+            f"{file} was fitted with epsilon {cost.epsilon:.6g}, delta {cost.delta:.6g} and {cost.rows_per_unit} rows "
+            "per unit, which is not what [features] states: state those, or name another file"
+        )
 
 
 def _check_both_fit(ledger: Ledger, schema: Schema, fitting: Fitting, plan: TrainPlan) -> None:

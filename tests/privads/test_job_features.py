@@ -114,3 +114,13 @@ def test_free_features_cost_nothing(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert spent(budget) == pytest.approx(3.0, abs=0.01)
     assert "its features by themselves: free" in (folder / "one" / "report.json").read_text()
+
+
+def test_features_that_cost_more_than_is_stated_are_refused(folder: Path) -> None:
+    budget = ledger(folder, 10.0)
+    assert train(folder, "one").returncode == 0
+    before = spent(budget)
+    second = train(folder, "two", "--set", "features.epsilon=0.1")
+    assert second.returncode != 0
+    assert "not what [features] states" in second.stderr
+    assert spent(budget) == before
