@@ -119,17 +119,11 @@ def average_precision(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike |
     label, score, weight = _arrays(labels, scores, weights)
     order = np.argsort(-score, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(score[order]) != 0.0, True)[: len(score)])
-    positives = np.cumsum((weight * label)[order])[ends]
-    return precision_area(positives, np.cumsum(weight[order])[ends])
-
-
-def precision_area(positives: Floats, rows: Floats) -> float:
-    """Returns AP from the weight of positives and of rows at or above each threshold, from high to low."""
-    if not len(rows) or not positives[-1] > 0.0:
+    positives, rows = np.cumsum((weight * label)[order])[ends], np.cumsum(weight[order])[ends]
+    if not len(ends) or not positives[-1] > 0.0:
         return math.nan
-    gained = np.diff(positives, prepend=0.0)
     precision = np.divide(positives, rows, out=np.zeros_like(rows), where=rows > 0.0)
-    return float((gained * precision).sum() / positives[-1])
+    return float((np.diff(positives, prepend=0.0) * precision).sum() / positives[-1])
 
 
 def recall_by_group(relevance: ArrayLike, scores: ArrayLike, groups: ArrayLike, *, k: int) -> PerGroup:
