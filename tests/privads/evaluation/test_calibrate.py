@@ -81,8 +81,8 @@ def test_fits_of_little_are_finite_or_nothing() -> None:
 def test_a_prediction_15_percent_low_is_mended_within_3_percent_at_epsilon_one_half(rng: np.random.Generator) -> None:
     """100,000 units of one row, 5 % convert; what the ratio is off by on the same and on a million other rows.
 
-    Noise alone moves the sum of positives by about 1 %, sampling by 1.4 %: 1.8 % together on other rows. The mean of 20
-    absolute errors is 1.4 %, above 2.5 % with probability below 1e-5.
+    Noise alone moves the ratio by 0.8 % (std), with sampling it is 2.1 % on other rows. The mean of 20 absolute errors
+    is then 1.7 % with a std of 0.3 %: above 3 % with probability below 1e-5.
     """
     budget = Budget(epsilon=0.5, delta=1e-6, unit="user")
     noise_std = budgets.noise_multiplier(lambda s: gaussian(noise_multiplier=s), budget)
@@ -99,9 +99,9 @@ def test_a_prediction_15_percent_low_is_mended_within_3_percent_at_epsilon_one_h
         assert accountant.epsilon(found.event, delta=1e-6).upper <= 0.5
         same.append(ScoreSums.of(labels, found.apply(scores)).calibration - 1.0)
         other.append(ScoreSums.of(other_labels, found.apply(0.85 * other_truth)).calibration - 1.0)
-    assert np.abs(same).max() < 0.04
+    assert np.abs(same).max() < 0.04  # 4.6 standard deviations
     assert np.abs(same).mean() < 0.02
-    assert np.abs(other).mean() < 0.025
+    assert np.abs(other).mean() < 0.03
 
 
 def test_noise_that_explains_the_change_is_not_followed(rng: np.random.Generator) -> None:
