@@ -209,4 +209,5 @@ class GatedExtraction(nn.Module):
         """Returns the mixtures."""
         found = [experts(x) for experts, x in zip(self.experts, inputs, strict=True)]
         seen = [torch.cat([own, found[-1]], dim=1) for own in found[:-1]] + [torch.cat(found, dim=1)]
+        # without strict: the last layer has no gate for the shared input
         return [gate(x, experts) for gate, x, experts in zip(self.gates, inputs, seen, strict=False)]

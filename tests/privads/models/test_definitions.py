@@ -12,8 +12,7 @@ from privads.models import build
 from privads.models.layers import sum_of_pairs
 from privads.models.losses import per_row
 from tests.privads.models.samples import random_batch, schema
-from tests.privads.models.test_contract import randomized
-from tests.privads.models.test_dcn import SCHEMAS
+from tests.privads.models.test_contract import SCHEMAS, randomized
 
 Values = dict[str, NDArray[np.float64]]
 ROWS = 5
@@ -114,9 +113,9 @@ def test_wide_and_deep_adds_a_tower_to_the_linear_model(facts: Schema) -> None:
 def test_dlrm_reads_the_dot_product_of_each_pair_and_the_numbers_tower(facts: Schema) -> None:
     hand = ByHand("dlrm", facts, {"dim": 3, "bottom": [5], "top": [6]})
     for row in range(ROWS):
-        z0 = [hand.tower("bottom", hand.root * hand.dense(row))] if facts.numeric else []
-        dots = [one @ two for one, two in combinations(z0 + hand.vectors(row), 2)]
-        top = hand.tower("top", np.concatenate([*z0, np.array(dots)]))
+        z0 = hand.tower("bottom", hand.root * np.append(hand.dense(row), 1.0))
+        dots = [one @ two for one, two in combinations([z0, *hand.vectors(row)], 2)]
+        top = hand.tower("top", np.append(z0, dots))
         hand.check(row, hand.wide(row) + 0.1 * hand.value["head.weight"] @ top)
 
 
