@@ -18,7 +18,8 @@ from accounting.report.phrase import bound
 from privads.features.readings import Distribution, distribution, information
 from privads.features.transforms import grid_of
 from privads.logs.schema import Schema
-from privads.signals.table import NoisyTable, Query, Release, Source
+from privads.signals.query import Query, Source
+from privads.signals.table import NoisyTable, Release
 
 Z = 1.959964
 """Standard deviations of a normal within which it lies with probability 0.95."""

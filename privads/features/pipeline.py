@@ -19,7 +19,8 @@ from privads.features.fitted import Fitted
 from privads.features.transforms import Pipeline
 from privads.logs.raw import Raw
 from privads.logs.schema import Categorical, History, Numeric, Schema
-from privads.signals.table import Release, Source
+from privads.signals.query import Source
+from privads.signals.table import Release
 
 
 class Cost(BaseModel):

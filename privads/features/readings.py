@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from privads.signals.table import Grid, NoisyTable
+from privads.signals.query import Grid
+from privads.signals.table import NoisyTable
 
 Floats = NDArray[np.float64]
 

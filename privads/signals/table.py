@@ -12,15 +12,12 @@ arXiv 2202.01100, for Gaussian noise). The two parts compose: a Gaussian and an 
 """
 
 import math
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from dp_accounting import dp_event
 from numpy.typing import NDArray
 from scipy.stats import norm
@@ -28,101 +25,16 @@ from scipy.stats import norm
 from accounting import accountant, calibrate, mechanisms
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Charge, Ledger
-from privads.logs.raw import Raw
 from privads.logs.reader import LogError
 from privads.logs.schema import Schema
 from privads.noise import Randomness
+from privads.signals.counting import count
+from privads.signals.query import Key, Query, Source
 
 SELECTION_SHARE = 0.1
 """The share of a budget's delta that pays for finding keys in the log, where any table does."""
 
-MEMORY = "2GB"
-"""What the database may hold in memory; beyond it, it uses files in a folder of its own that is removed at the end."""
-
-Key = tuple[str | int | None, ...]
 Floats = NDArray[np.float64]
-
-
-class Source(Protocol):
-    """Rows with public facts, such as `Logs`. Only `raw` reads rows."""
-
-    @property
-    def schema(self) -> Schema:
-        """The public facts."""
-        ...
-
-    def check(self) -> None:
-        """Raise ValueError where the public facts do not hold; reads no row."""
-        ...
-
-    def raw(self) -> Iterator[Raw]:
-        """Yields the rows with their features as they are in the files."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A number's place among public ``edges``: cell i is [edges[i], edges[i+1]), the outer cells take what lies beyond;
-    None where the number is missing.
-    """
-
-    column: str
-    edges: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.edges) < 2 or not all(a < b for a, b in zip(self.edges, self.edges[1:], strict=False)):
-            raise ValueError(f"edges of the grid on {self.column!r} must rise, and be at least two")
-
-    @property
-    def cells(self) -> int:
-        """The number of cells, without the one of missing values."""
-        return len(self.edges) - 1
-
-    def places(self, values: Floats) -> NDArray[np.int32]:
-        """Returns each number's cell, -1 where it is missing."""
-        found = np.clip(np.searchsorted(self.edges, values, side="right") - 1, 0, self.cells - 1)
-        return np.where(np.isnan(values), -1, found).astype(np.int32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """What one table counts. by: categorical columns and grids, whose values together are a cell's key; where it is
-    empty there is one cell, of all rows.
-
-    label: the table then counts, of the rows whose label is known, the positive and the negative ones by themselves.
-    That costs no more than counting rows, as a row is one or the other. keys: the cells that are shown; where left out,
-    all cells for grids alone, and what `selection_threshold` lets through for categories.
-    """
-
-    by: tuple[str | Grid, ...]
-    label: str | None = None
-    keys: tuple[Key, ...] | None = None
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """What is counted in each cell."""
-        return ("rows",) if self.label is None else ("positives", "negatives")
-
-    @property
-    def declared(self) -> tuple[Key, ...] | None:
-        """The public keys; None where they are found in the log."""
-        if self.keys is not None:
-            return self.keys
-        if all(isinstance(one, Grid) for one in self.by):
-            places = [[*range(one.cells), None] for one in self.by if isinstance(one, Grid)]
-            return tuple(_product(places))
-        return None
-
-    def check(self, schema: Schema) -> None:
-        """Refuse what the schema does not have."""
-        for one in self.by:
-            known = schema.numeric if isinstance(one, Grid) else schema.categorical
-            name = one.column if isinstance(one, Grid) else one
-            if name not in known:
-                kind = "numeric" if isinstance(one, Grid) else "categorical"
-                raise ValueError(f"{name!r} is no {kind} column of the schema; known: {', '.join(known)}")
-        if self.label is not None and self.label not in schema.labels:
-            raise ValueError(f"{self.label!r} is no label of the schema; known: {', '.join(schema.labels)}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,7 +144,7 @@ class Release:
             )
             entry = ledger.open_rows(ledger.reserve(schema.dataset, charge))
         try:
-            counted = _count(source, self.queries, unit_columns=_owners(schema, unit), rows_per_unit=self.rows_per_unit)
+            counted = count(source, self.queries, unit_columns=_owners(schema, unit), rows_per_unit=self.rows_per_unit)
         except LogError:
             raise
         except Exception:
@@ -298,108 +210,6 @@ def _owners(schema: Schema, unit: str) -> int:
     return 0 if unit == EXAMPLE else len(schema.unit)
 
 
-def _count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_per_unit: int) -> list[pd.DataFrame]:
-    """Returns for each query the exact counts by key, of at most ``rows_per_unit`` rows of each unit.
-
-    Rows wait in the database as small whole numbers; only who owns them is text, and the choice of rows sees nothing
-    else, so that it is made in little memory.
-    """
-    try:
-        import duckdb
-    except ImportError:
-        raise ImportError("counting a log needs DuckDB: pip install 'privads[signals]'") from None
-    names = {one: f"k{i}" for i, one in enumerate(dict.fromkeys(one for query in queries for one in query.by))}
-    labels = {one: f"y{i}" for i, one in enumerate(dict.fromkeys(q.label for q in queries if q.label is not None))}
-    codes = {one: _Codes() for one in names if not isinstance(one, Grid)}
-    columns = [
-        ("place", pa.int64()),
-        *((f"u{i}", pa.string()) for i in range(unit_columns)),
-        *((name, pa.int32()) for name in names.values()),
-        *((name, pa.int8()) for name in labels.values()),
-    ]
-    frames = _frames(source, names, labels, codes, unit_columns)
-    counted = ", ".join(["place", *names.values(), *labels.values()])
-    owner = ", ".join(f"u{i}" for i in range(unit_columns))
-    with tempfile.TemporaryDirectory(prefix="privads-") as folder, duckdb.connect() as database:
-        database.execute(f"SET memory_limit='{MEMORY}'")
-        database.execute(f"SET temp_directory='{Path(folder).as_posix()}'")
-        database.execute("SET preserve_insertion_order=false")
-        database.execute("SET enable_progress_bar=false")
-        database.register("source_rows", pa.RecordBatchReader.from_batches(pa.schema(columns), frames))
-        database.execute("CREATE TABLE rows_read AS SELECT * FROM source_rows")
-        if unit_columns:
-            database.execute(
-                f"CREATE TABLE chosen AS SELECT place FROM (SELECT {owner}, place, random() AS drawn FROM rows_read) "
-                f"QUALIFY row_number() OVER (PARTITION BY {owner} ORDER BY drawn) <= {rows_per_unit}"
-            )
-            database.execute(f"CREATE TABLE kept AS SELECT {counted} FROM rows_read SEMI JOIN chosen USING (place)")
-        else:
-            database.execute("ALTER TABLE rows_read RENAME TO kept")
-        return [_decoded(database.execute(_sql(query, names, labels)).df(), query, codes) for query in queries]
-
-
-class _Codes:
-    """Whole numbers from 0 for texts, in the order in which they come."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, int] = {}
-
-    def of(self, texts: Sequence[str | None]) -> NDArray[np.int32]:
-        """Returns each text's number; -1 for None."""
-        known = self._of
-        return np.array([-1 if one is None else known.setdefault(one, len(known)) for one in texts], dtype=np.int32)
-
-    @property
-    def texts(self) -> NDArray[np.object_]:
-        """The text of each number."""
-        return np.array([*self._of, None], dtype=object)
-
-
-def _decoded(counted: pd.DataFrame, query: Query, codes: Mapping[str, _Codes]) -> pd.DataFrame:
-    """Returns the counts with the texts of categories in the place of their numbers."""
-    for place, one in enumerate(query.by):
-        if not isinstance(one, Grid):
-            found = counted.iloc[:, place].fillna(-1).to_numpy(dtype=np.int64)
-            counted.isetitem(place, codes[one].texts[found])
-    return counted
-
-
-def _sql(query: Query, names: Mapping[str | Grid, str], labels: Mapping[str, str]) -> str:
-    by = ", ".join(names[one] for one in query.by)
-    group = f"GROUP BY {by}" if by else ""
-    by = by or "NULL AS everything"
-    if query.label is None:
-        return f"SELECT {by}, count(*) AS rows FROM kept {group}"
-    label = labels[query.label]  # null where it is not known
-    counted = f"count(*) FILTER ({label} = 1) AS positives, count(*) FILTER ({label} = 0) AS negatives"
-    return f"SELECT {by}, {counted} FROM kept WHERE {label} IS NOT NULL {group}"
-
-
-def _frames(
-    source: Source,
-    names: Mapping[str | Grid, str],
-    labels: Mapping[str, str],
-    codes: Mapping[str, _Codes],
-    unit_columns: int,
-) -> Iterator[pa.RecordBatch]:
-    """Yields the rows as the database counts them."""
-    seen = 0
-    for raw in source.raw():
-        columns: dict[str, pa.Array] = {"place": pa.array(np.arange(seen, seen + raw.rows))}
-        seen += raw.rows
-        columns |= {f"u{i}": pa.array(raw.units[i], type=pa.string()) for i in range(unit_columns)}
-        for one, name in names.items():
-            if isinstance(one, Grid):
-                numbers = one.places(raw.numbers[one.column])
-            else:
-                own, values = raw.texts[one]
-                numbers = np.append(codes[one].of(values), np.int32(-1))[own]  # -1, the last, where it is missing
-            columns[name] = pa.array(numbers, mask=numbers < 0)
-        for label, name in labels.items():
-            columns[name] = pa.array(raw.labels[label].astype(np.int8), mask=~raw.observed[label])
-        yield pa.RecordBatch.from_pydict(columns)
-
-
 def _with_noise(
     query: Query, counted: pd.DataFrame, noise_std: float, threshold: float | None, randomness: Randomness
 ) -> NoisyTable:
@@ -437,12 +247,3 @@ def _key(row: Iterable[Any]) -> Key:
 def _order(key: Key) -> tuple[tuple[bool, str], ...]:
     """Sorts keys by what they are: the order in which they came out of the rows would tell of the rows."""
     return tuple((one is not None, "" if one is None else str(one)) for one in key)
-
-
-def _product(places: Sequence[Sequence[int | None]]) -> Iterator[Key]:
-    if not places:
-        yield ()
-        return
-    for first in places[0]:
-        for rest in _product(places[1:]):
-            yield (first, *rest)

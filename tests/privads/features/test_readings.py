@@ -5,7 +5,8 @@ import pytest
 
 from privads.features import readings
 from privads.features.readings import distribution, information, rates
-from privads.signals.table import Grid, NoisyTable, Query
+from privads.signals.query import Grid, Query
+from privads.signals.table import NoisyTable
 
 SITES = Query(by=("site",), label="click")
 

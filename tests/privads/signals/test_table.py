@@ -14,7 +14,8 @@ from accounting.ledger import Ledger
 from privads.logs.reader import LogError
 from privads.noise import Randomness
 from privads.signals import table
-from privads.signals.table import Grid, NoisyTable, Query, Release, selection_threshold
+from privads.signals.query import Grid, Query
+from privads.signals.table import NoisyTable, Release, selection_threshold
 from tests.privads.signals.samples import Made, facts
 
 BUDGET = Budget(epsilon=1.0, delta=1e-6, unit="user")
