@@ -17,7 +17,7 @@ class DeepFM(nn.Module):
     Shapes: v (rows, fields, tasks, dim), x_0 (rows, fields * tasks * dim), logit (rows,).
     """
 
-    def __init__(self, schema: Schema, *, dim: int = 4, tower: tuple[int, ...] = (16,)) -> None:
+    def __init__(self, schema: Schema, *, dim: int = 4, tower: tuple[int, ...] = (8,)) -> None:
         super().__init__()
         self.settings = checked("a DeepFM", {"dim": dim, "tower": tower})
         self.tasks, self.dim = schema.tasks, dim

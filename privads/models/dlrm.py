@@ -20,7 +20,7 @@ class DLRM(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, *, dim: int = 4, bottom: tuple[int, ...] = (8,), top: tuple[int, ...] = (16,)
+        self, schema: Schema, *, dim: int = 4, bottom: tuple[int, ...] = (4,), top: tuple[int, ...] = (8,)
     ) -> None:
         super().__init__()
         self.settings = checked("a DLRM", {"dim": dim, "bottom": bottom, "top": top})

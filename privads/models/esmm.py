@@ -30,7 +30,7 @@ class ESMM(nn.Module):
         click: str = "",
         conversion: str = "",
         dim: int = 4,
-        tower: tuple[int, ...] = (16,),
+        tower: tuple[int, ...] = (8,),
     ) -> None:
         super().__init__()
         sizes = checked("an ESMM", {"dim": dim, "tower": tower})

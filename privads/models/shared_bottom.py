@@ -17,7 +17,7 @@ class SharedBottom(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, *, dim: int = 4, bottom: tuple[int, ...] = (16,), tower: tuple[int, ...] = ()
+        self, schema: Schema, *, dim: int = 4, bottom: tuple[int, ...] = (8,), tower: tuple[int, ...] = ()
     ) -> None:
         super().__init__()
         self.settings = checked("a SharedBottom", {"dim": dim, "bottom": bottom, "tower": tower})

@@ -17,7 +17,7 @@ class WideDeep(nn.Module):
     Shapes: e (rows, categorical * dim), x (rows, numeric), logit (rows,).
     """
 
-    def __init__(self, schema: Schema, *, dim: int = 4, tower: tuple[int, ...] = (16,)) -> None:
+    def __init__(self, schema: Schema, *, dim: int = 4, tower: tuple[int, ...] = (8,)) -> None:
         super().__init__()
         self.settings = checked("a WideDeep", {"dim": dim, "tower": tower})
         self.tasks = schema.tasks
