@@ -46,8 +46,29 @@ def test_gradients_are_finite_at_extreme_outputs() -> None:
             heads.count_loss(outputs[:, 0], label, most=20),
             heads.log_normal_loss(outputs, label),
             heads.delay_loss(outputs[:, 0], outputs[:, 1], label > 0, torch.tensor([24.0, 0.0])),
+            heads.waiting_loss(outputs[:, 0], label > 0, torch.tensor([1.0, 0.0])),
+            heads.ordinal_loss(outputs, torch.tensor([1.0, 4.0])),
         )
         for loss in losses:
             (gradient,) = torch.autograd.grad(loss.sum(), outputs, retain_graph=True)
             assert torch.isfinite(loss).all()
             assert torch.isfinite(gradient).all()
+
+
+def test_ordinal_probabilities_are_differences_of_sigmoids_and_sum_to_one() -> None:
+    outputs = tensor(0.4, -1.0, 0.3)
+    thresholds = [0.4]
+    for z in (-1.0, 0.3):
+        thresholds.append(thresholds[-1] - math.log1p(math.exp(z)) - heads.LEAST_GAP)
+    above = np.array([1.0, *scipy.stats.logistic.cdf(thresholds), 0.0])
+    probability = torch.exp(-heads.ordinal_loss(outputs.repeat(4, 1), tensor(1, 2, 3, 4))).numpy()
+    assert probability == pytest.approx(above[:-1] - above[1:])
+    assert heads.ordinal_mean(outputs[None]).item() == pytest.approx(probability @ [1, 2, 3, 4])
+
+
+def test_weights_for_waiting_put_the_optimum_at_the_true_rate() -> None:
+    p, share = 0.3, 0.4  # expected gradient over what is seen: a share of the conversions, and everything else
+    logit = tensor(*2 * [math.log(p / (1 - p))]).requires_grad_()
+    loss = heads.waiting_loss(logit, torch.tensor([True, False]), tensor(share, share))
+    (gradient,) = torch.autograd.grad((loss * tensor(p * share, 1 - p * share)).sum(), logit)
+    assert gradient.sum().item() == pytest.approx(0, abs=1e-9)
