@@ -27,8 +27,8 @@ from torch import nn
 from accounting import calibrate, mechanisms
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Entry, Ledger
-from accounting.ledger.cost import Charge
 from privads.batch import Rows, padding
+from privads.charge import open_charge
 from privads.evaluation.histogram import Grid, HistogramMetrics, ScoreHistogram
 from privads.evaluation.metrics import Floats
 from privads.logs.schema import Schema
@@ -89,7 +89,7 @@ def release_metrics(
     event, noise_std = mechanisms.gaussian(noise_multiplier=multiplier), multiplier * sensitivity
     randomness = Randomness(insecure_seed=insecure_seed, secure=insecure_seed is None)
 
-    entry = None if ledger is None else _charged(ledger, schema, budget, event)
+    entry = None if ledger is None else open_charge(ledger, schema.dataset, event, budget, purpose="release metrics")
     exact = _counted(model, logs, chosen, grid, budget.unit, rows_per_unit, randomness.generator)
     histograms = _noised(exact, event, noise_std, randomness)
     if ledger is not None and entry is not None:
@@ -161,17 +161,6 @@ def _kept(units: NDArray[np.int64], unit: str, rows_per_unit: int, generator: np
         return np.arange(len(units))
     codes = np.unique(units, return_inverse=True)[1].astype(np.int64)
     return np.sort(kept_rows(codes, rows_per_unit, generator))
-
-
-def _charged(ledger: Ledger, schema: Schema, budget: Budget, event: dp_event.DpEvent) -> Entry:
-    charge = Charge(
-        event=mechanisms.to_json(event),
-        delta=budget.delta,
-        unit=budget.unit,
-        neighbors=budget.neighbors,
-        purpose="release metrics",
-    )
-    return ledger.open_rows(ledger.reserve(schema.dataset, charge))
 
 
 def _checked(

@@ -50,7 +50,7 @@ def log_normal_mean(outputs: Tensor) -> Tensor:
 
 
 def delay_loss(logit: Tensor, log_hazard: Tensor, converted: Tensor, hours: Tensor) -> Tensor:
-    """Returns (rows,) the loss of a delayed conversion (Chapelle 2014, equations 5 and 6), stably in log space.
+    """Returns (rows,) the loss of a delayed conversion (Chapelle 2014, KDD), stably in log space.
 
     Converted after d hours: ``-log p - log h + h d``; not after e hours: ``-log(1 - p + p exp(-h e))``.
     """

@@ -24,7 +24,8 @@ from scipy.stats import norm
 
 from accounting import accountant, calibrate, mechanisms
 from accounting.budget import EXAMPLE, Budget
-from accounting.ledger import Charge, Ledger
+from accounting.ledger import Ledger
+from privads.charge import open_charge
 from privads.logs.reader import LogError
 from privads.logs.schema import Schema
 from privads.noise import Randomness
@@ -124,25 +125,20 @@ class Release:
         schema, unit = source.schema, self.budget.unit
         if insecure_seed is not None and not schema.public:
             raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
+        if getattr(source, "features", None) is not None:
+            raise ValueError("these rows are read through fitted features: pass the log without them")
         if ledger is None and not schema.public:
             raise ValueError(f"reading data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
         schema.check_unit(unit)
         schema.check_history(unit)
         for query in self.queries:
             query.check(schema)
-        randomness = Randomness(insecure_seed=insecure_seed)
+        randomness = Randomness(insecure_seed=insecure_seed, secure=insecure_seed is None)
         source.check()
         entry = None
         if ledger is not None:
-            charge = Charge(
-                event=mechanisms.to_json(self.event),
-                epsilon=self.spent.upper,
-                delta=self.budget.delta,
-                unit=unit,
-                neighbors=self.budget.neighbors,
-                purpose=purpose,
-            )
-            entry = ledger.open_rows(ledger.reserve(schema.dataset, charge))
+            cost = self.spent.upper
+            entry = open_charge(ledger, schema.dataset, self.event, self.budget, epsilon=cost, purpose=purpose)
         try:
             counted = count(source, self.queries, unit_columns=_owners(schema, unit), rows_per_unit=self.rows_per_unit)
         except LogError:

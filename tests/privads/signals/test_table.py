@@ -192,6 +192,17 @@ def test_the_order_of_keys_tells_nothing_of_the_order_of_rows() -> None:
     assert orders == {((None,), ("a",), ("b",))}
 
 
+@pytest.mark.usefixtures("no_noise")
+def test_no_text_is_too_odd_to_be_counted() -> None:
+    """Whose text it is would be told by an error."""
+    odd = ["", "\x00", "a\x00b", "a\x00c", "'; DROP TABLE kept; --", "\U0001f600", "x" * 100_000, "A", "a", "a "]
+    query = Query(by=("site",), keys=tuple((one,) for one in odd))
+    (found,) = released(Made(users=[*odd, *odd], sites=[*odd, *odd], clicks=[0] * 2 * len(odd)), query, rows=2)
+    assert found.rows.tolist() == [2.0] * len(odd)
+    (found,) = released(Made(users=[*odd, *odd], sites=[*odd, *odd], clicks=[0] * 2 * len(odd)), query)
+    assert found.rows.tolist() == [1.0] * len(odd)
+
+
 def budgeted(folder: Path, epsilon: float) -> Ledger:
     limit = Budget(epsilon=epsilon, delta=1e-5, unit="user")
     return Ledger.init(f"sqlite:///{folder / 'budget.db'}", dataset="made-up", budget=limit)
