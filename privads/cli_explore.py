@@ -9,7 +9,7 @@ from privads.cli_budget import Json
 
 
 def explore(
-    config: Annotated[Path, typer.Argument(help="run.toml: its [data], [ledger], and [plan] (unit and delta).")],
+    config: Annotated[Path, typer.Argument(help="run.toml, as for train; its [model] is not used.")],
     epsilon: Annotated[float, typer.Option(help="What looking may cost; charged in full before a row is read.")],
     delta: Annotated[float | None, typer.Option(help="By default that of the [plan].")] = None,
     label: Annotated[str | None, typer.Option(help="The label to explain; by default the schema's first.")] = None,
@@ -47,9 +47,8 @@ def explore(
     ledger = None if read.ledger is None else Ledger.open(read.ledger.url)
     budget = Budget(epsilon=epsilon, delta=delta, unit=read.plan.unit)
     found = Plan.of(train.source, budget, label=label, rows_per_unit=rows_per_unit).run(train, ledger=ledger)
+    # Said before the page is written: a full disk must not lose what was paid for.
+    typer.echo(found.model_dump_json(indent=2) if as_json else "\n".join(in_words(found)))
     out.write_text(html(found), encoding="utf-8")
-    if as_json:
-        typer.echo(found.model_dump_json(indent=2))
-        return
-    typer.echo("\n".join(in_words(found)))
-    typer.echo(f"\npage: {out}")
+    if not as_json:
+        typer.echo(f"\npage: {out}")

@@ -82,7 +82,7 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     keep = config.data.keep_cache
     train, test = open_logs(config, cache=out.parent / KEPT_ROWS if keep else out.parent)
     schema = train.schema
-    features, fitting = _features(config, schema)
+    features, fitting = _features(config, train)
     if features is not None:
         train, test = train.with_features(features), None if test is None else test.with_features(features)
         schema = train.schema
@@ -121,9 +121,9 @@ def _model(config: RunConfig, schema: Schema) -> torch.nn.Module:
         return build(config.model.name, schema, config.model.model_extra)
 
 
-def _features(config: RunConfig, schema: Schema) -> tuple[Features | None, Fitting | None]:
+def _features(config: RunConfig, train: Logs) -> tuple[Features | None, Fitting | None]:
     """Returns the features that a run finds, or how it will fit them."""
-    table = config.features
+    table, schema = config.features, train.source
     if table is None:
         return None, None
     pipeline = parse_model(Pipeline, {"transforms": table.transforms}, source="[features]")
@@ -133,6 +133,10 @@ def _features(config: RunConfig, schema: Schema) -> tuple[Features | None, Fitti
         if features.pipeline != pipeline or features.source != schema:
             raise ConfigError(
                 f"{file} was fitted to other transforms or another schema: remove it, or name another file"
+            )
+        if features.cost is not None and features.split != train.split_text:
+            raise ConfigError(
+                f"{file} was fitted to {features.split}, and this run trains on {train.split_text}: name another file"
             )
         _check_cost(features, config, file)
         return features, None

@@ -72,3 +72,12 @@ def test_the_training_pages_optimizers_are_those_that_may_step_selected_rows() -
     row = next(line for line in TRAINING.splitlines() if line.startswith("| `adafest` |"))
     for kind in SELECTABLE:
         assert kind.__name__ in row
+
+
+EVALUATION = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+
+
+def test_the_evaluation_pages_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EVALUATION.partition("```python\n")[2].partition("```")[0], {})
+    assert "calibration 0.8" in (said := capsys.readouterr().out)
+    assert "mended 1.00" in said

@@ -18,7 +18,8 @@ from accounting.report.phrase import bound
 from privads.features.readings import Distribution, distribution, information
 from privads.features.transforms import grid_of
 from privads.logs.schema import Schema
-from privads.signals.table import NoisyTable, Query, Release, Source
+from privads.signals.query import Query, Source
+from privads.signals.table import NoisyTable, Release
 
 Z = 1.959964
 """Standard deviations of a normal within which it lies with probability 0.95."""
@@ -49,14 +50,14 @@ class Cell(_Shown):
 
 
 class Column(_Shown):
-    """One column. information: nats that it tells of the label. values: of a category, how many are shown; all others
-    are too rare for this budget. quantiles: of a number, by share.
+    """One column. information: nats that it tells of the label, None where noise hides all of it. values: of a
+    category, how many are shown; all others are too rare for this budget. quantiles: of a number, by share.
     """
 
     name: str
     kind: str
     missing: Estimate
-    information: Estimate
+    information: Estimate | None
     cells: tuple[Cell, ...]
     quantiles: dict[str, Estimate] = {}
     values: int | None = None
@@ -125,7 +126,7 @@ class Plan:
             unit=budget.unit,
             rows=_estimate(total, everything.rows_std, least=0.0),
             rate=_rate(everything, np.array([True])),
-            columns=tuple(sorted(columns, key=lambda column: -column.information.value)),
+            columns=tuple(sorted(columns, key=lambda column: -column.information.value if column.information else 1.0)),
         )
 
 
@@ -175,7 +176,7 @@ def _categorical(name: str, table: NoisyTable, total: float) -> Column:
         cells=(*cells, _cell("missing", table, missing)),
         values=len(values),
         threshold=table.threshold,
-        covered=_share(shown, table.rows_std * math.sqrt(len(values)), total),
+        covered=_share(shown, table.rows_std * math.sqrt(len(values)), total) if len(values) else None,
     )
 
 
@@ -203,14 +204,14 @@ def _share(rows: float, std: float, total: float) -> Estimate:
     return _estimate(min(max(rows / size, 0.0), 1.0), std / size, least=0.0, most=1.0)
 
 
-def _information(table: NoisyTable, groups: list[NDArray[np.bool_]]) -> Estimate:
+def _information(table: NoisyTable, groups: list[NDArray[np.bool_]]) -> Estimate | None:
     """Returns the mutual information of the label and which group of cells a row is in."""
     positives, negatives = (
         np.array([float(table.values[measure][chosen].sum()) for chosen in groups]) for measure in table.query.measures
     )
     noise_std = table.noise_std * np.sqrt([int(chosen.sum()) for chosen in groups])
     value, std = information(positives, negatives, noise_std)
-    return _estimate(max(value, 0.0), std, least=0.0)
+    return None if math.isnan(value) else _estimate(max(value, 0.0), std, least=0.0)
 
 
 def _estimate(value: float, std: float, *, least: float = -math.inf, most: float = math.inf) -> Estimate:
@@ -229,8 +230,9 @@ def in_words(found: Exploration) -> Sequence[str]:
     ]
     width = max(len(column.name) for column in found.columns)
     for column in found.columns:
-        said = f"{column.name:{width}}  tells {column.information.value:.2g} nats"
-        said += f" [{column.information.low:.2g}, {column.information.high:.2g}], missing {_percent(column.missing)}"
+        told = column.information
+        tells = "not known" if told is None else f"{told.value:.2g} nats [{told.low:.2g}, {told.high:.2g}]"
+        said = f"{column.name:{width}}  tells {tells}, missing {_percent(column.missing)}"
         if column.values is not None:
             said += f", {column.values} values shown, in {_percent(column.covered)} of the rows"
         else:

@@ -37,9 +37,10 @@ def check_extra() -> None:
 
 
 def _ranking(found: Exploration) -> str:
-    names = [column.name for column in reversed(found.columns)]
-    told = [column.information for column in reversed(found.columns)]
-    return _bars(names, told, title=f"What each column tells of {found.label}", label="nats")
+    shown = [column for column in reversed(found.columns) if column.information is not None]
+    told = [column.information for column in shown if column.information is not None]
+    title = f"What each column tells of {found.label}"
+    return _bars([column.name for column in shown], told, title=title, label="nats")
 
 
 def _rates(column: Column, found: Exploration) -> str:

@@ -9,7 +9,8 @@ from accounting.ledger import Ledger
 from privads.config import ConfigError
 from privads.features.pipeline import Features, fit_features
 from privads.features.transforms import Pipeline
-from privads.signals.table import Release, Source
+from privads.signals.query import Source
+from privads.signals.table import Release
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from privads.features.fitted import Fitted
 from privads.features.transforms import Pipeline
 from privads.logs.raw import Raw
 from privads.logs.schema import Categorical, History, Numeric, Schema
-from privads.signals.table import Release, Source
+from privads.signals.query import Source
+from privads.signals.table import Release
 
 
 class Cost(BaseModel):
@@ -44,8 +45,8 @@ class Cost(BaseModel):
 
 
 class Features(BaseModel):
-    """A fitted pipeline. source: the schema of the rows it reads. pipeline: what was asked for. cost: None where it is
-    free, as all its transforms are.
+    """A fitted pipeline. source: the schema of the rows it reads. pipeline: what was asked for. split: which rows were
+    read. cost: None where it is free, as all its transforms are.
 
     `schema` is what a model is made from: the source's public facts, and the transforms' outputs in place of its
     columns. It saves to JSON and reads back to the same outputs.
@@ -55,6 +56,7 @@ class Features(BaseModel):
     source: Schema
     pipeline: Pipeline
     transforms: tuple[Fitted, ...]
+    split: str = "all rows"
     cost: Cost | None = None
 
     @model_validator(mode="after")
@@ -144,7 +146,9 @@ def fit_features(
             entry=found.entry,
         )
     made = tuple(one.fit(schema, tables) for one in pipeline.transforms)
-    features = Features(source=schema, pipeline=pipeline, transforms=made, cost=cost)
+    features = Features(
+        source=schema, pipeline=pipeline, transforms=made, split=getattr(source, "split_text", "all rows"), cost=cost
+    )
     _ = features.schema  # two inputs of one name are refused here
     return features
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from privads.signals.table import Grid, NoisyTable
+from privads.signals.query import Grid
+from privads.signals.table import NoisyTable
 
 Floats = NDArray[np.float64]
 
@@ -131,14 +132,14 @@ def information(positives: Floats, negatives: Floats, noise_std: Floats) -> tupl
     ``I = sum_v (n_v / n) KL(r_v | p)``, and ``KL(r | p) = (r - p)^2 / (2 p (1 - p))`` for rates r near p. With d and v
     of `rates`, ``n_v^2 (r_v - p)^2`` is ``d^2 - v`` in the mean: noise and chance are subtracted, so a column that
     tells nothing comes out near 0, on either side. ``d^2`` has variance ``2 v^2 + 4 v n_v^2 (r_v - p)^2``. Cells whose
-    rows are within `LEAST_ROWS` deviations of their noise are left out.
+    rows are within `LEAST_ROWS` deviations of their noise are left out; nan where all are.
     """
     rows = positives + negatives
     enough = rows >= LEAST_ROWS * np.sqrt(2.0) * noise_std
     rows, s = np.maximum(rows[enough], 1.0), noise_std[enough]
     total = float(rows.sum())
     if total <= 0:
-        return 0.0, 0.0
+        return math.nan, math.nan
     p = float(np.clip(positives[enough].sum() / total, 1 / total, 1 - 1 / total))
     d = (1 - p) * positives[enough] - p * negatives[enough]
     variance = s**2 * ((1 - p) ** 2 + p**2) + rows * p * (1 - p)

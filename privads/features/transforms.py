@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from privads.features import fitted, readings
 from privads.logs.schema import Schema
-from privads.signals.table import Grid, NoisyTable, Query
+from privads.signals.query import Grid, Query
+from privads.signals.table import NoisyTable
 
 Tables = Mapping[Query, NoisyTable]
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,9 @@ from privads.logs.reader import MISSING_TEXTS, LogError
 from privads.logs.schema import EPOCH_SECONDS, DelayedLabel, Schema
 
 MISSING = -1
+Texts = tuple[NDArray[np.int64], list[str | None]]
+"""(rows,) codes, `MISSING` where there is no value, and the text that each code stands for."""
+
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0")
 _BELOW_MICROS = re.compile(r"([.,][0-9]{6})[0-9]+")
 _NOTHING: dict[str, str | None] = dict.fromkeys(MISSING_TEXTS)
@@ -60,6 +63,8 @@ class Columns(Protocol):
 class Part:
     """Some encoded rows. dense: (rows, numeric). ids: (rows, categorical), rows of the fused table. units: per unit
     column (rows,) text or None. times: (rows,) datetime64[us], NaT where unknown. fits: (rows,) bool.
+    numbers, texts: the columns before they are encoded, as `Raw` has them; only where asked for, and then in place of
+    dense and ids, which are empty.
     """
 
     dense: NDArray[np.float32]
@@ -70,10 +75,12 @@ class Part:
     units: list[NDArray[np.object_]]
     times: NDArray[np.datetime64]
     fits: NDArray[np.bool_]
+    numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    texts: dict[str, Texts] = field(default_factory=dict)
 
 
-def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
-    """Returns the rows of ``batch`` as the schema reads them."""
+def encode(batch: pa.RecordBatch, schema: Schema, *, raw: bool = False) -> Part:
+    """Returns the rows of ``batch`` as the schema reads them; with ``raw``, their columns before they are encoded."""
     rows = batch.num_rows
     fits = np.ones(rows, dtype=np.bool_)
     misfits: dict[str, int] = {}
@@ -83,25 +90,35 @@ def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
             misfits[column] = int(bad.sum())
         return ~bad
 
-    dense = np.zeros((rows, len(schema.numeric)), dtype=np.float32)
+    kept_numbers: dict[str, NDArray[np.float64]] = {}
+    kept_texts: dict[str, Texts] = {}
+    dense = np.zeros((rows, 0 if raw else len(schema.numeric)), dtype=np.float32)
     for position, (name, numeric) in enumerate(schema.numeric.items()):
-        values, bad = numbers(batch[name])
+        values, bad = _numbers(batch[name])
         fits &= mark(name, bad)
         low, high = numeric.range
-        dense[:, position] = log_scale(values, low=low, high=high)
+        if raw:
+            kept_numbers[name] = np.clip(values, low, high)
+        else:
+            dense[:, position] = log_scale(values, low=low, high=high)
     times = np.full(rows, "NaT", dtype="datetime64[us]")
     if schema.time is not None:
         times, _ = _times(batch[schema.time], schema.time_format)
         fits &= mark(schema.time, np.isnat(times))
-    ids = np.zeros((rows, len(schema.categorical)), dtype=np.int32)
+    ids = np.zeros((rows, 0 if raw else len(schema.categorical)), dtype=np.int32)
     for position, (name, categorical) in enumerate(schema.categorical.items()):
         if categorical.part is None:
-            own, bad = _hashed(batch[name], field=name, buckets=categorical.buckets)
-            fits &= mark(name, bad)
+            codes, distinct = _dictionary(batch[name])
+            texts, bad = _distinct_texts(distinct)
+            fits &= mark(name, bad[codes])
         else:
-            codes, texts = time_parts(times, categorical.part)
+            codes, texts = _time_parts(times, categorical.part)
+        if raw:
+            missing = np.array([one is None for one in texts])
+            kept_texts[name] = (np.where(missing[codes], MISSING, codes), list(texts))
+        else:
             own = hash_buckets(texts, field=name, buckets=categorical.buckets)[codes]
-        ids[:, position] = schema.bucket_starts[position] + own
+            ids[:, position] = schema.bucket_starts[position] + own
     units = []
     for name in schema.unit:
         unit, bad = _texts(batch[name], exact=True)
@@ -113,7 +130,7 @@ def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
         raise LogError(
             f"column {column!r}: {count} values do not fit the schema (the data are public, so this is an error)"
         )
-    reference = {task: numbers(batch[column])[0] for task, column in schema.reference.items()}
+    reference = {task: _numbers(batch[column])[0] for task, column in schema.reference.items()}
     return Part(
         dense=dense,
         ids=ids,
@@ -123,6 +140,8 @@ def encode(batch: pa.RecordBatch, schema: Schema) -> Part:
         units=units,
         times=times,
         fits=fits,
+        numbers=kept_numbers,
+        texts=kept_texts,
     )
 
 
@@ -182,7 +201,7 @@ def _labels(
             values = delay_hours <= label.within_hours
             mark(label.time, ~known)
         else:
-            given, bad = numbers(batch[label])
+            given, bad = _numbers(batch[label])
             values = given == 1
             known = values | (given == 0)
             mark(label, bad | (~known & ~np.isnan(given)))
@@ -191,7 +210,7 @@ def _labels(
     return labels, observed
 
 
-def dictionary(column: pa.Array, *, exact: bool = False) -> tuple[NDArray[np.int64], list[Any]]:
+def _dictionary(column: pa.Array, *, exact: bool = False) -> tuple[NDArray[np.int64], list[Any]]:
     """Returns (rows,) codes, -1 where missing, and the distinct values; text that cannot be decoded stays bytes, and
     a time is its text. exact: the words for true and false are left as they are.
     """
@@ -241,12 +260,12 @@ def _texts(column: pa.Array, *, exact: bool = False) -> tuple[NDArray[np.object_
     """Returns (rows,) text, None where missing, and where it cannot be decoded. The number 5 is "5" in a text file and
     in Parquet, as 5 or as 5.0; true is "1". exact: text stays as it is, so that different texts stay different.
     """
-    codes, values = dictionary(column, exact=exact)
-    texts, bad = distinct_texts(values, exact=exact)
+    codes, values = _dictionary(column, exact=exact)
+    texts, bad = _distinct_texts(values, exact=exact)
     return texts[codes], bad[codes]
 
 
-def distinct_texts(values: list[Any], *, exact: bool = False) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
+def _distinct_texts(values: list[Any], *, exact: bool = False) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
     """Returns the texts of ``values`` and at the end None, which is where the code of a missing value points."""
     made = [value if exact and isinstance(value, str) else _text(value) for value in values]
     texts = np.array([*made, None], dtype=object)
@@ -266,19 +285,13 @@ def _text(value: Any) -> str | None:
     return str(value)
 
 
-def _hashed(column: pa.Array, *, field: str, buckets: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    codes, values = dictionary(column)
-    texts, bad = distinct_texts(values)
-    return hash_buckets(texts, field=field, buckets=buckets)[codes], bad[codes]
-
-
-def numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Returns (rows,) floats, NaN where missing, and where a value is present but is no finite number."""
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
         values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
         bad = np.isinf(values)
     else:
-        codes, texts = dictionary(column)
+        codes, texts = _dictionary(column)
         parsed = np.array([*(_number(text) for text in texts), math.nan], dtype=np.float64)
         values = parsed[codes]
         bad = (_present(texts) & ~np.isfinite(parsed))[codes]
@@ -295,7 +308,7 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def time_parts(times: NDArray[np.datetime64], part: str) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
+def _time_parts(times: NDArray[np.datetime64], part: str) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
     """Returns (rows,) codes of the hour of the day or the weekday (0 is Monday), and the texts they stand for; the last
     of these is None, which is where the code of an unknown time, -1, points.
     """
@@ -312,9 +325,9 @@ def _times(column: pa.Array, time_format: str | None) -> tuple[NDArray[np.dateti
         times = np.asarray(micros.to_numpy(zero_copy_only=False), dtype="datetime64[us]")
         return times, np.zeros(len(times), dtype=np.bool_)
     if time_format == EPOCH_SECONDS:
-        return _times_of_seconds(*numbers(column))
-    codes, values = dictionary(column)
-    texts, _ = distinct_texts(values)
+        return _times_of_seconds(*_numbers(column))
+    codes, values = _dictionary(column)
+    texts, _ = _distinct_texts(values)
     distinct = _parsed_times(texts, time_format)
     return distinct[codes], (_present(values) & np.isnat(distinct))[codes]
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from privads.batch import Batch
@@ -162,27 +161,27 @@ class Logs:
         """Yields the rows with their features as the files have them, in their order. Reads the rows."""
         self.check()
         with self._telling_no_row():
-            for batch, part, chosen in self._read():
-                yield raw_rows(batch, self.source, part, chosen)
+            for part, chosen in self._read(raw=True):
+                yield raw_rows(part, chosen)
 
     def _parts(self) -> Iterator[Part]:
-        for batch, part, chosen in self._read():
+        for part, chosen in self._read(raw=self.features is not None):
             kept = _select(part, chosen)
             if self.features is not None:
-                dense, ids = self.features.transform(raw_rows(batch, self.source, part, chosen))
+                dense, ids = self.features.transform(raw_rows(part, chosen))
                 kept = replace(kept, dense=dense, ids=ids)
             yield kept
 
-    def _read(self) -> Iterator[tuple[pa.RecordBatch, Part, NDArray[np.bool_]]]:
-        """Yields the rows of the files, as they are and encoded, and which of them are on this side."""
+    def _read(self, *, raw: bool) -> Iterator[tuple[Part, NDArray[np.bool_]]]:
+        """Yields the rows of the files, and which of them are on this side."""
         schema, side = self.source, self.side
         for file in find_files(self.path):
             for batch in read_batches(file, schema, schema.columns):
-                part = encode(batch, schema)
+                part = encode(batch, schema, raw=raw)
                 chosen = part.fits if side is None else part.fits & self._on_side(part, batch)
                 if side is not None and side.side == "train" and side.after is not None:
                     part = _as_known_at(part, schema, side.after)
-                yield batch, part, chosen
+                yield part, chosen
 
     @contextmanager
     def _telling_no_row(self) -> Iterator[None]:

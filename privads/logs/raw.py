@@ -3,14 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from privads.logs.encode import MISSING, Part, dictionary, distinct_texts, numbers, time_parts
-from privads.logs.schema import Schema
-
-Texts = tuple[NDArray[np.int64], list[str | None]]
-"""(rows,) codes, -1 where missing, and the text that each code stands for."""
+from privads.logs.encode import Part, Texts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,24 +28,11 @@ class Raw:
         return len(self.times)
 
 
-def raw_rows(batch: pa.RecordBatch, schema: Schema, part: Part, chosen: NDArray[np.bool_]) -> Raw:
-    """Returns the ``chosen`` rows of ``batch``, of which ``part`` has the labels and units (all rows, in order)."""
-    clipped = {}
-    for name, numeric in schema.numeric.items():
-        values, _ = numbers(batch[name])
-        clipped[name] = np.clip(values, *numeric.range)[chosen]
-    texts = {}
-    for name, categorical in schema.categorical.items():
-        if categorical.part is None:
-            codes, distinct = dictionary(batch[name])
-            found, _ = distinct_texts(distinct)
-        else:
-            codes, found = time_parts(part.times, categorical.part)
-        missing = np.array([one is None for one in found])
-        texts[name] = (np.where(missing[codes], MISSING, codes)[chosen], list(found))
+def raw_rows(part: Part, chosen: NDArray[np.bool_]) -> Raw:
+    """Returns the ``chosen`` rows of a part that was encoded with ``raw``."""
     return Raw(
-        numbers=clipped,
-        texts=texts,
+        numbers={name: values[chosen] for name, values in part.numbers.items()},
+        texts={name: (codes[chosen], values) for name, (codes, values) in part.texts.items()},
         labels={task: label[chosen] for task, label in part.labels.items()},
         observed={task: known[chosen] for task, known in part.observed.items()},
         units=[unit[chosen] for unit in part.units],

@@ -10,11 +10,44 @@ from privads.config import ConfigError, nearest_name
 from privads.logs.schema import Schema
 from privads.models import losses
 from privads.models.dcn import DCN
+from privads.models.deepfm import DeepFM
+from privads.models.dlrm import DLRM
+from privads.models.esmm import ESMM
+from privads.models.fm import FM
 from privads.models.logistic import Logistic
+from privads.models.mmoe import MMoE
+from privads.models.ple import PLE
+from privads.models.shared_bottom import SharedBottom
+from privads.models.wide_deep import WideDeep
 
-MODELS: dict[str, type[nn.Module]] = {"logistic": Logistic, "dcn": DCN}
+MODELS: dict[str, type[nn.Module]] = {
+    "logistic": Logistic,
+    "fm": FM,
+    "wide-deep": WideDeep,
+    "deepfm": DeepFM,
+    "dcn": DCN,
+    "dlrm": DLRM,
+    "shared-bottom": SharedBottom,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "esmm": ESMM,
+}
 
-__all__ = ["DCN", "MODELS", "Logistic", "build", "losses"]
+__all__ = [
+    "DCN",
+    "DLRM",
+    "ESMM",
+    "FM",
+    "MODELS",
+    "PLE",
+    "DeepFM",
+    "Logistic",
+    "MMoE",
+    "SharedBottom",
+    "WideDeep",
+    "build",
+    "losses",
+]
 
 
 def build(name: str, schema: Schema, settings: Mapping[str, Any] | None = None) -> nn.Module:

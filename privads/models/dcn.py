@@ -5,14 +5,7 @@ from torch import Tensor, nn
 
 from privads.batch import Batch
 from privads.logs.schema import Schema
-from privads.models.layers import Cross, FusedTable, Tower
-
-SCALE = 0.1
-"""How strongly the weights of crosses, tower and head enter.
-
-With it a row's gradient is about as long as that of `Logistic`, and the noise that privacy puts on these many weights
-stays small in the logit, so the same clip norm and step serve both models.
-"""
+from privads.models.layers import SCALE, Cross, FusedTable, Tower
 
 
 class DCN(nn.Module):

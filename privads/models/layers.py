@@ -1,11 +1,29 @@
-"""Embedding tables, towers and crosses, written once."""
+"""Embedding tables, towers, crosses, pairs of fields, experts and gates, written once."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from privads.batch import Batch
+from privads.logs.schema import Schema
+
+SCALE = 0.1
+"""How strongly everything beside the logistic regression enters: crosses, pairs, towers and their heads.
+
+With it a row's gradient is about as long as that of `Logistic`, and the noise that privacy puts on these many weights
+stays small in the logit, so the same clip norm and step serve all models.
+"""
+
+
+def checked(model: str, sizes: Mapping[str, int | tuple[int, ...]]) -> dict[str, object]:
+    """Returns ``sizes`` as settings are kept, with lists for tuples; raises ValueError where one is below 1."""
+    for name, value in sizes.items():
+        if any(size < 1 for size in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{model} needs positive sizes, got {name} {value}")
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in sizes.items()}
 
 
 class FusedTable(nn.Module):
@@ -19,7 +37,8 @@ class FusedTable(nn.Module):
     def __init__(self, buckets: Sequence[int], dim: int, *, init_std: float = 0.0, sparse: bool = False) -> None:
         super().__init__()
         self.fields, self.dim, self.sparse = len(buckets), dim, sparse
-        self.weight = nn.Parameter(torch.randn(sum(buckets), dim) * init_std)
+        # without fields nothing is looked up, and an output of no rows could not be told apart by unit
+        self.weight = nn.Parameter(torch.randn(sum(buckets), dim) * init_std, requires_grad=bool(buckets))
 
     def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
         """Returns the sum of each bag's embeddings."""
@@ -57,3 +76,138 @@ class Tower(nn.Sequential):
         for width, following in itertools.pairwise(widths):
             layers += [nn.Linear(width, following), nn.ReLU()]
         super().__init__(*layers)
+
+
+class Numbers(nn.Module):
+    """A vector for each number, as long as the number: ``out[r, i] = x[r, i] v_i``: (rows, n) -> (rows, n, dim)."""
+
+    def __init__(self, numbers: int, dim: int, *, init_std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(numbers, dim) * init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the vectors."""
+        return x.unsqueeze(2) * self.weight
+
+
+class Features(nn.Module):
+    """A row as the logistic regression that every model contains, and as the vectors of its fields: one table for both.
+
+    ``wide_t = (sum over fields f of w_t[id_f] + v_t . [x, 1]) / sqrt(fields)``, ``vector_f = e[id_f] / sqrt(fields)``.
+    w and v start at 0, e as vectors of about length 1, so that both parts read a row of about length 1.
+    dim: width of a vector. groups: how many e holds for each field, such as one for each task. numbers: whether numbers
+    have vectors too, ``x_i e_i / sqrt(fields)``; else x_0 holds the numbers themselves, over sqrt(fields).
+    forward(batch) -> wide (rows, tasks), vectors (rows, vectors, groups * dim), x_0 (rows, width).
+    """
+
+    def __init__(self, schema: Schema, dim: int, *, groups: int = 1, numbers: bool = False) -> None:
+        super().__init__()
+        buckets = [field.buckets for field in schema.categorical.values()]
+        self.tasks, self.dim, self.scale = len(schema.tasks), groups * dim, schema.fields**-0.5
+        self.vectors = schema.fields if numbers else len(buckets)
+        self.width = self.vectors * self.dim + (0 if numbers else len(schema.numeric))
+        self.table = FusedTable(buckets, self.tasks + self.dim, init_std=dim**-0.5)
+        with torch.no_grad():
+            self.table.weight[:, : self.tasks] = 0
+        self.numbers = (
+            Numbers(len(schema.numeric), self.dim, init_std=dim**-0.5) if numbers and schema.numeric else None
+        )
+        self.linear = nn.Linear(len(schema.numeric) + 1, self.tasks, bias=False)  # the last input is always 1
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns wide, vectors and x_0."""
+        x = self.scale * batch.dense
+        found = self.table(batch.ids, batch.offsets)
+        found = self.scale * found.reshape(batch.rows, self.table.fields, self.tasks + self.dim)
+        constant = self.scale * torch.ones_like(batch.weights)[:, None]
+        wide = found[:, :, : self.tasks].sum(1) + self.linear(torch.cat([x, constant], dim=1))
+        vectors = found[:, :, self.tasks :]
+        if self.numbers is not None:
+            vectors = torch.cat([vectors, self.numbers(x)], dim=1)
+        x0 = vectors.flatten(1)
+        return wide, vectors, x0 if x0.shape[1] == self.width else torch.cat([x0, x], dim=1)
+
+
+def sum_of_pairs(vectors: Tensor) -> Tensor:
+    """Returns the sum over pairs i < j of <v_i, v_j>, as ``(||sum v_i||^2 - sum ||v_i||^2) / 2``: O(fields * dim).
+
+    Rendle 2010, lemma 3.1. vectors: (rows, fields, ..., dim) -> (rows, ...).
+    """
+    return (vectors.sum(1).square() - vectors.square().sum(1)).sum(-1) / 2
+
+
+def pairs(vectors: Tensor) -> Tensor:
+    """Returns <v_i, v_j> of each pair i < j, ordered by i, then j: (rows, n, dim) -> (rows, n (n - 1) / 2)."""
+    n = vectors.shape[1]
+    first, second = torch.triu_indices(n, n, offset=1, device=vectors.device)
+    return torch.bmm(vectors, vectors.mT)[:, first, second]
+
+
+class Heads(nn.Module):
+    """For each task a tower and a logit, which starts at 0: tasks times (rows, width) -> (rows, tasks)."""
+
+    def __init__(self, tasks: int, width: int, tower: tuple[int, ...]) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(Tower((width, *tower)) for _ in range(tasks))
+        self.logits = nn.ModuleList(nn.Linear((width, *tower)[-1], 1, bias=False) for _ in range(tasks))
+        for parameter in self.logits.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Returns the logits, one column for each task's input."""
+        parts = zip(self.logits, self.towers, inputs, strict=True)
+        return torch.cat([logit(tower(x)) for logit, tower, x in parts], dim=1)
+
+
+class Experts(nn.Module):
+    """Towers side by side: (rows, width) -> (rows, experts, last width of the tower)."""
+
+    def __init__(self, experts: int, width: int, tower: tuple[int, ...]) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(Tower((width, *tower)) for _ in range(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns what each expert makes of x."""
+        return torch.stack([tower(x) for tower in self.towers], dim=1)
+
+
+class Gate(nn.Module):
+    """Mixes experts: ``sum over k of softmax(W x)_k expert_k`` (Ma et al. 2018, equation 6). W starts at 0: their mean.
+
+    forward(x (rows, width), experts (rows, experts, out)) -> (rows, out).
+    """
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, experts, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, x: Tensor, experts: Tensor) -> Tensor:
+        """Returns the mixture."""
+        shares = torch.softmax(self.linear(x), dim=1)  # over a row's experts
+        return (shares.unsqueeze(2) * experts).sum(1)
+
+
+class GatedExtraction(nn.Module):
+    """Customized gate control: each task mixes its own experts and the shared ones (Tang et al. 2020, section 4.1).
+
+    In all layers but the last a shared gate also mixes the experts of all, as the next layer's shared input (4.2).
+    forward(one x (rows, width) for each task, then the shared one) -> one (rows, out) for each task[, then the shared].
+    """
+
+    def __init__(
+        self, tasks: int, experts: int, shared: int, width: int, tower: tuple[int, ...], *, last: bool
+    ) -> None:
+        super().__init__()
+        counts = [experts] * tasks + [shared]
+        self.experts = nn.ModuleList(Experts(count, width, tower) for count in counts)
+        seen = [experts + shared] * tasks + ([] if last else [experts * tasks + shared])
+        self.gates = nn.ModuleList(Gate(width, count) for count in seen)
+
+    def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the mixtures."""
+        found = [experts(x) for experts, x in zip(self.experts, inputs, strict=True)]
+        seen = [torch.cat([own, found[-1]], dim=1) for own in found[:-1]] + [torch.cat(found, dim=1)]
+        # without strict: the last layer has no gate for the shared input
+        return [gate(x, experts) for gate, x, experts in zip(self.gates, inputs, seen, strict=False)]

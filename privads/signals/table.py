@@ -12,124 +12,30 @@ arXiv 2202.01100, for Gaussian noise). The two parts compose: a Gaussian and an 
 """
 
 import math
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from dp_accounting import dp_event
 from numpy.typing import NDArray
 from scipy.stats import norm
 
 from accounting import accountant, calibrate, mechanisms
 from accounting.budget import EXAMPLE, Budget
-from accounting.ledger import Charge, Ledger
-from privads.logs.raw import Raw
+from accounting.ledger import Ledger
+from privads.charge import open_charge
 from privads.logs.reader import LogError
 from privads.logs.schema import Schema
 from privads.noise import Randomness
+from privads.signals.counting import count
+from privads.signals.query import Key, Query, Source
 
 SELECTION_SHARE = 0.1
 """The share of a budget's delta that pays for finding keys in the log, where any table does."""
 
-MEMORY = "2GB"
-"""What the database may hold in memory; beyond it, it uses files in a folder of its own that is removed at the end."""
-
-LONGEST = 1024
-"""Characters of a category's value that a table looks at: without an end to them one unit could fill the memory."""
-
-Key = tuple[str | int | None, ...]
 Floats = NDArray[np.float64]
-
-
-class Source(Protocol):
-    """Rows with public facts, such as `Logs`. Only `raw` reads rows."""
-
-    @property
-    def schema(self) -> Schema:
-        """The public facts."""
-        ...
-
-    def check(self) -> None:
-        """Raise ValueError where the public facts do not hold; reads no row."""
-        ...
-
-    def raw(self) -> Iterator[Raw]:
-        """Yields the rows with their features as they are in the files."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A number's place among public ``edges``: cell i is [edges[i], edges[i+1]), the outer cells take what lies beyond;
-    None where the number is missing.
-    """
-
-    column: str
-    edges: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.edges) < 2 or not all(a < b for a, b in zip(self.edges, self.edges[1:], strict=False)):
-            raise ValueError(f"edges of the grid on {self.column!r} must rise, and be at least two")
-
-    @property
-    def cells(self) -> int:
-        """The number of cells, without the one of missing values."""
-        return len(self.edges) - 1
-
-    def places(self, values: Floats) -> NDArray[np.int32]:
-        """Returns each number's cell, -1 where it is missing."""
-        found = np.clip(np.searchsorted(self.edges, values, side="right") - 1, 0, self.cells - 1)
-        return np.where(np.isnan(values), -1, found).astype(np.int32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """What one table counts. by: categorical columns and grids, whose values together are a cell's key; where it is
-    empty there is one cell, of all rows.
-
-    label: the table then counts, of the rows whose label is known, the positive and the negative ones by themselves.
-    That costs no more than counting rows, as a row is one or the other. keys: the cells that are shown; where left out,
-    all cells for grids alone, and what `selection_threshold` lets through for categories.
-    """
-
-    by: tuple[str | Grid, ...]
-    label: str | None = None
-    keys: tuple[Key, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.keys is not None and len(set(self.keys)) < len(self.keys):
-            raise ValueError("keys name a cell twice: its count would be shown with two noises, and paid for once")
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """What is counted in each cell."""
-        return ("rows",) if self.label is None else ("positives", "negatives")
-
-    @property
-    def declared(self) -> tuple[Key, ...] | None:
-        """The public keys; None where they are found in the log."""
-        if self.keys is not None:
-            return self.keys
-        if all(isinstance(one, Grid) for one in self.by):
-            places = [[*range(one.cells), None] for one in self.by if isinstance(one, Grid)]
-            return tuple(_product(places))
-        return None
-
-    def check(self, schema: Schema) -> None:
-        """Refuse what the schema does not have."""
-        for one in self.by:
-            known = schema.numeric if isinstance(one, Grid) else schema.categorical
-            name = one.column if isinstance(one, Grid) else one
-            if name not in known:
-                kind = "numeric" if isinstance(one, Grid) else "categorical"
-                raise ValueError(f"{name!r} is no {kind} column of the schema; known: {', '.join(known)}")
-        if self.label is not None and self.label not in schema.labels:
-            raise ValueError(f"{self.label!r} is no label of the schema; known: {', '.join(schema.labels)}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,31 +123,24 @@ class Release:
     ) -> "Released":
         """Returns the tables, in the order of the queries: checks, charges the ledger, reads, in this order."""
         schema, unit = source.schema, self.budget.unit
-        if getattr(source, "features", None) is not None:  # its schema names what no file holds
-            raise ValueError("a release counts rows as the files have them: pass the log without its features")
         if insecure_seed is not None and not schema.public:
             raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
+        if getattr(source, "features", None) is not None:
+            raise ValueError("these rows are read through fitted features: pass the log without them")
         if ledger is None and not schema.public:
             raise ValueError(f"reading data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
         schema.check_unit(unit)
         schema.check_history(unit)
         for query in self.queries:
             query.check(schema)
-        randomness = Randomness(insecure_seed=insecure_seed)
+        randomness = Randomness(insecure_seed=insecure_seed, secure=insecure_seed is None)
         source.check()
         entry = None
         if ledger is not None:
-            charge = Charge(
-                event=mechanisms.to_json(self.event),
-                epsilon=self.spent.upper,
-                delta=self.budget.delta,
-                unit=unit,
-                neighbors=self.budget.neighbors,
-                purpose=purpose,
-            )
-            entry = ledger.open_rows(ledger.reserve(schema.dataset, charge))
+            cost = self.spent.upper
+            entry = open_charge(ledger, schema.dataset, self.event, self.budget, epsilon=cost, purpose=purpose)
         try:
-            counted = _count(source, self.queries, unit_columns=_owners(schema, unit), rows_per_unit=self.rows_per_unit)
+            counted = count(source, self.queries, unit_columns=_owners(schema, unit), rows_per_unit=self.rows_per_unit)
         except LogError:
             raise
         except Exception:
@@ -307,69 +206,6 @@ def _owners(schema: Schema, unit: str) -> int:
     return 0 if unit == EXAMPLE else len(schema.unit)
 
 
-def _count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_per_unit: int) -> list[pd.DataFrame]:
-    """Returns for each query the exact counts by key, of at most ``rows_per_unit`` rows of each unit."""
-    try:
-        import duckdb
-    except ImportError:
-        raise ImportError("counting a log needs DuckDB: pip install 'privads[signals]'") from None
-    names = {one: f"k{i}" for i, one in enumerate(dict.fromkeys(one for query in queries for one in query.by))}
-    labels = {one: f"y{i}" for i, one in enumerate(dict.fromkeys(q.label for q in queries if q.label is not None))}
-    frames = (_frame(raw, names, labels, unit_columns) for raw in source.raw())
-    schema = pa.schema(
-        [
-            *((f"u{i}", pa.string()) for i in range(unit_columns)),
-            *((name, pa.int32() if isinstance(one, Grid) else pa.string()) for one, name in names.items()),
-            *((name, pa.int8()) for name in labels.values()),
-        ]
-    )
-    with tempfile.TemporaryDirectory(prefix="privads-") as folder, duckdb.connect() as database:
-        database.execute(f"SET memory_limit='{MEMORY}'")
-        database.execute(f"SET temp_directory='{Path(folder).as_posix()}'")
-        database.execute("SET preserve_insertion_order=false")
-        database.execute("SET enable_progress_bar=false")
-        database.register("source_rows", pa.RecordBatchReader.from_batches(schema, frames))
-        kept = ", ".join([*names.values(), *labels.values()])
-        if unit_columns:
-            owner = ", ".join(f"u{i}" for i in range(unit_columns))
-            database.execute(
-                f"CREATE TABLE kept AS SELECT {kept} FROM (SELECT *, random() AS place FROM source_rows) "
-                f"QUALIFY row_number() OVER (PARTITION BY {owner} ORDER BY place) <= {rows_per_unit}"
-            )
-        else:
-            database.execute(f"CREATE TABLE kept AS SELECT {kept} FROM source_rows")
-        return [database.execute(_sql(query, names, labels)).df() for query in queries]
-
-
-def _sql(query: Query, names: Mapping[str | Grid, str], labels: Mapping[str, str]) -> str:
-    by = ", ".join(names[one] for one in query.by)
-    group = f"GROUP BY {by}" if by else ""
-    by = by or "NULL AS everything"
-    if query.label is None:
-        return f"SELECT {by}, count(*) AS rows FROM kept {group}"
-    label = labels[query.label]  # null where it is not known
-    counted = f"count(*) FILTER ({label} = 1) AS positives, count(*) FILTER ({label} = 0) AS negatives"
-    return f"SELECT {by}, {counted} FROM kept WHERE {label} IS NOT NULL {group}"
-
-
-def _frame(raw: Raw, names: Mapping[str | Grid, str], labels: Mapping[str, str], unit_columns: int) -> pa.RecordBatch:
-    columns: dict[str, pa.Array] = {f"u{i}": pa.array(raw.units[i], type=pa.string()) for i in range(unit_columns)}
-    for one, name in names.items():
-        if isinstance(one, Grid):
-            places = one.places(raw.numbers[one.column])
-            columns[name] = pa.array(places, mask=places < 0, type=pa.int32())
-        else:
-            codes, texts = raw.texts[one]
-            values = [text if text is None else text[:LONGEST] for text in texts]
-            indices = pa.array(codes, mask=codes < 0, type=pa.int32())
-            columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(values, type=pa.string())).cast(
-                pa.string()
-            )
-    for label, name in labels.items():
-        columns[name] = pa.array(raw.labels[label].astype(np.int8), mask=~raw.observed[label], type=pa.int8())
-    return pa.RecordBatch.from_pydict(columns)
-
-
 def _with_noise(
     query: Query, counted: pd.DataFrame, noise_std: float, threshold: float | None, randomness: Randomness
 ) -> NoisyTable:
@@ -407,12 +243,3 @@ def _key(row: Iterable[Any]) -> Key:
 def _order(key: Key) -> tuple[tuple[bool, str], ...]:
     """Sorts keys by what they are: the order in which they came out of the rows would tell of the rows."""
     return tuple((one is not None, "" if one is None else str(one)) for one in key)
-
-
-def _product(places: Sequence[Sequence[int | None]]) -> Iterator[Key]:
-    if not places:
-        yield ()
-        return
-    for first in places[0]:
-        for rest in _product(places[1:]):
-            yield (first, *rest)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from accounting import mechanisms
 from accounting.budget import EXAMPLE
-from accounting.ledger import Charge, Entry, Ledger
+from accounting.ledger import Entry, Ledger
 from privads.batch import Batch, Rows
+from privads.charge import open_charge
 from privads.noise import Randomness
 from privads.training import resume, working
 from privads.training.adaptive import ClipNorm
@@ -365,18 +365,8 @@ class PrivateEngine:
         if self.ledger is None or self.plan.budget is None:
             return None
         budget, schema = self.plan.budget, self.rows.schema
-        entry = self.ledger.reserve(
-            schema.dataset,
-            Charge(
-                epsilon=self.plan.spent.upper,
-                delta=budget.delta,
-                unit=budget.unit,
-                neighbors=budget.neighbors,
-                event=mechanisms.to_json(self.plan.event),
-                purpose=self.purpose,
-            ),
-        )
-        self.ledger.open_rows(entry)
+        cost = self.plan.spent.upper
+        entry = open_charge(self.ledger, schema.dataset, self.plan.event, budget, epsilon=cost, purpose=self.purpose)
         self._run_entry = entry.id
         return entry
 

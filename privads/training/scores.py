@@ -37,10 +37,10 @@ def write_scores(
         with pyarrow.parquet.ParquetWriter(draft, columns) as writer:
             for file in files:
                 for batch in read_batches(file, read, read.columns):
-                    part = encode(batch, read)
+                    part = encode(batch, read, raw=features is not None)
                     if features is not None:
                         everything = np.ones(batch.num_rows, dtype=np.bool_)
-                        dense, ids = features.transform(raw_rows(batch, read, part, everything))
+                        dense, ids = features.transform(raw_rows(part, everything))
                         part = replace(part, dense=dense, ids=ids)
                     rows += batch.num_rows
                     with torch.no_grad():

@@ -77,6 +77,17 @@ def test_a_file_of_other_features_is_refused(folder: Path) -> None:
     assert "was fitted to other transforms" in done.stderr
 
 
+def test_features_that_read_the_held_out_rows_are_refused(folder: Path) -> None:
+    """A fixed bug: fitted to all rows, they told a later run's model of the rows that it was judged by."""
+    ledger(folder, 10.0)
+    (folder / "run.toml").write_text(RUN_TOML.replace("test_fraction = 0.3\n", "") + FEATURES)
+    assert train(folder, "one").returncode == 0
+    (folder / "run.toml").write_text(RUN_TOML + FEATURES)
+    done = train(folder, "two")
+    assert done.returncode == 2
+    assert "was fitted to all rows" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

@@ -87,9 +87,20 @@ def test_it_ranks_columns_by_what_they_tell(folder: Path) -> None:
     found = Plan.of(public.schema, Budget(epsilon=50.0, delta=1e-6, unit="user"), rows_per_unit=8).run(
         public, ledger=None
     )
-    told = [column.information.value for column in found.columns]
+    told = [column.information.value for column in found.columns if column.information is not None]
     assert told == sorted(told, reverse=True)
-    assert len(told) == public.schema.fields
+    assert len(found.columns) == public.schema.fields
+
+
+def test_what_noise_hides_is_not_known_and_not_zero(folder: Path) -> None:
+    """A fixed bug: a column that nothing could be said of told "0 nats [0, 0]"."""
+    logs = Logs(folder / "log.parquet", folder / "ads.toml")
+    public = Logs(folder / "log.parquet", logs.schema.model_copy(update={"public": True}))
+    found = Plan.of(public.schema, Budget(epsilon=0.005, delta=1e-6, unit="user")).run(public, ledger=None)
+    hidden = {column.name: column for column in found.columns}["site"]
+    assert (hidden.information, hidden.covered, hidden.values) == (None, None, 0)
+    assert "site                tells not known" in "\n".join(in_words(found))
+    assert "within the noise" in html(found)
 
 
 def test_the_command_charges_once_and_writes_a_page(folder: Path, ledger: Ledger, tmp_path: Path) -> None:

@@ -298,6 +298,13 @@ def test_features_of_another_schema_are_refused(log: pa.Logs) -> None:
         log.with_features(features)
 
 
+def test_a_log_that_is_read_through_features_is_refused_before_it_is_read(log: pa.Logs) -> None:
+    """A fixed bug: its schema has columns that its files do not have, which was found after the charge."""
+    through = log.with_features(pa.fit_features(pa.Pipeline(transforms=(Scaled(column="bid_usd"),)), log))
+    with pytest.raises(ValueError, match="pass the log without them"):
+        pa.fit_features(pa.Pipeline(transforms=(Standardized(column="bid_usd.scaled"),)), through, BUDGET)
+
+
 def test_a_grid_covers_the_public_range() -> None:
     edges = grid_of(facts(), "bid").edges
     assert (edges[0], edges[-1], len(edges)) == (0.0, 10.0, 129)
@@ -318,13 +325,3 @@ def test_fitted_features_that_state_no_cost_are_refused(tmp_path: Path) -> None:
     features.model_copy(update={"cost": None}).save(tmp_path / "features.json")
     with pytest.raises(ConfigError, match="what that cost"):
         pa.Features.load(tmp_path / "features.json")
-
-
-def test_a_log_with_features_is_not_counted_again(log: pa.Logs) -> None:
-    scaled = pa.Pipeline(transforms=(Scaled(column="bid_usd"),))
-    with pytest.raises(ValueError, match="without its features"):
-        pa.fit_features(
-            pa.Pipeline(transforms=(Standardized(column="bid_usd.scaled"),)),
-            log.with_features(pa.fit_features(scaled, log)),
-            BUDGET,
-        )

@@ -146,7 +146,7 @@ def test_what_goes_wrong_with_private_rows_is_never_told(
 ) -> None:
     """A fixed bug: an unforeseen error showed a person's value, in the message or in the traceback."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OverflowError("alice")
 
     monkeypatch.setattr(cache if function == "unit_codes" else logs_module, function, fail)

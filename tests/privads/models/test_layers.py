@@ -48,6 +48,13 @@ def test_a_fused_table_starts_at_the_stated_std() -> None:
     assert weight.std().item() == pytest.approx(0.5, rel=0.01)  # 160,000 draws: 5 standard errors are 0.9 %
 
 
+def test_a_fused_table_without_fields_trains_nothing() -> None:
+    table = FusedTable([], 3, init_std=1.0)
+    found = table(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    assert found.shape == (0, 0, 3)
+    assert not found.requires_grad
+
+
 def test_cross_is_its_formula() -> None:
     torch.manual_seed(0)
     cross = Cross(5, 3).double()

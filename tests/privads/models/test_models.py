@@ -28,7 +28,7 @@ def test_settings_reach_the_model_and_rebuild_it() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("dcm", {}, "model.name 'dcm' is unknown; did you mean 'dcn'?; known: logistic, dcn"),
+        ("dcm", {}, "model.name 'dcm' is unknown; did you mean 'dcn'?; known: " + ", ".join(MODELS)),
         ("dcn", {"dims": 3}, "model 'dcn' has no setting 'dims'; did you mean 'dim'?"),
         ("dcn", {"schema": 3}, "model 'dcn' has no setting 'schema'"),
         ("logistic", {"dim": 3}, "model 'logistic' has no setting 'dim'"),

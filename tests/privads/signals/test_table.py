@@ -13,8 +13,9 @@ from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Ledger
 from privads.logs.reader import LogError
 from privads.noise import Randomness
-from privads.signals import table
-from privads.signals.table import Grid, NoisyTable, Query, Release, selection_threshold
+from privads.signals import counting, table
+from privads.signals.query import Grid, Query
+from privads.signals.table import NoisyTable, Release, selection_threshold
 from tests.privads.signals.samples import Made, facts
 
 BUDGET = Budget(epsilon=1.0, delta=1e-6, unit="user")
@@ -191,6 +192,17 @@ def test_the_order_of_keys_tells_nothing_of_the_order_of_rows() -> None:
     assert orders == {((None,), ("a",), ("b",))}
 
 
+@pytest.mark.usefixtures("no_noise")
+def test_no_text_is_too_odd_to_be_counted() -> None:
+    """Whose text it is would be told by an error."""
+    odd = ["", "\x00", "a\x00b", "a\x00c", "'; DROP TABLE kept; --", "\U0001f600", "x" * 1024, "A", "a", "a "]
+    query = Query(by=("site",), keys=tuple((one,) for one in odd))
+    (found,) = released(Made(users=[*odd, *odd], sites=[*odd, *odd], clicks=[0] * 2 * len(odd)), query, rows=2)
+    assert found.rows.tolist() == [2.0] * len(odd)
+    (found,) = released(Made(users=[*odd, *odd], sites=[*odd, *odd], clicks=[0] * 2 * len(odd)), query)
+    assert found.rows.tolist() == [1.0] * len(odd)
+
+
 def budgeted(folder: Path, epsilon: float) -> Ledger:
     limit = Budget(epsilon=epsilon, delta=1e-5, unit="user")
     return Ledger.init(f"sqlite:///{folder / 'budget.db'}", dataset="made-up", budget=limit)
@@ -271,7 +283,7 @@ def test_a_cell_that_is_declared_twice_is_refused() -> None:
 
 @pytest.mark.usefixtures("no_noise")
 def test_very_long_values_of_one_unit_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "MEMORY", "100MB")
+    monkeypatch.setattr(counting, "MEMORY", "100MB")
     sites = [f"{i:05}" + 50_000 * "x" for i in range(4_000)]
     long = Made(users=["u"] * 4_000, sites=sites, clicks=[1] * 4_000)
     (found,) = released(long, Query(by=("site",), label="click"), rows=4_000)
