@@ -33,15 +33,15 @@ def explore(
         raise ConfigError("the privacy budget has no default: state --delta, or plan.delta in the file")
     if out.exists():
         raise ConfigError(f"{out} exists already: choose another file with --out, or remove it")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"cannot write {out}: there is no folder {out.absolute().parent}")
 
     from accounting.budget import Budget
     from accounting.ledger import Ledger
     from privads.features.explore import Plan, in_words
     from privads.features.explore_page import check_extra, html
+    from privads.features.fitting import check_place
     from privads.job import open_logs
 
+    check_place(out.absolute())
     check_extra()
     train, _ = open_logs(read)
     ledger = None if read.ledger is None else Ledger.open(read.ledger.url)

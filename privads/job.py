@@ -151,9 +151,7 @@ def _features(config: RunConfig, train: Logs) -> tuple[Features | None, Fitting 
             f"missing key 'features.{missing}': these transforms read the log, and a budget has no default"
         )
     release = plan_release(pipeline, schema, budget, rows_per_unit=table.rows_per_unit)
-    return None, Fitting(
-        pipeline=pipeline, budget=budget, rows_per_unit=table.rows_per_unit, release=release, file=file
-    )
+    return None, Fitting(pipeline=pipeline, release=release, file=file)
 
 
 def _check_cost(features: Features, config: RunConfig, file: Path) -> None:

@@ -5,6 +5,7 @@ import re
 from xml.sax.saxutils import escape
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -26,9 +27,7 @@ def calibration_plot(task: TaskMetrics) -> str:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"svg.hashsalt": f"privads:{task.task}", "svg.fonttype": "none"})
         figure = Figure(figsize=(4.4, 3.3), layout="constrained")
-        figure.patch.set_visible(False)
-        axes = figure.subplots()
-        axes.patch.set_visible(False)
+        axes = plain_axes(figure)
         if least > 0 and max(x) > 10 * min(x):
             axes.set(xscale="log", yscale="log")
             for axis in (axes.xaxis, axes.yaxis):
@@ -43,13 +42,21 @@ def calibration_plot(task: TaskMetrics) -> str:
         axes.vlines(x, low, high, color=ACCENT, alpha=0.6, linewidth=1.6)
         axes.plot(x, y, color=ACCENT, marker="o", markersize=4.5, linestyle="none")
         axes.set(xlim=ends, ylim=ends, xlabel="mean predicted", ylabel="observed rate")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(INK)
-        axes.tick_params(color=INK, labelcolor=INK, labelsize=9)
-        axes.xaxis.label.set_color(INK)
-        axes.yaxis.label.set_color(INK)
         drawing = drawn(figure)
     return titled(drawing, f"Calibration of {task.task}: observed rate against mean prediction")
+
+
+def plain_axes(figure: Figure) -> Axes:
+    """Returns the figure's axes, in the page's colors and without what is no information."""
+    axes = figure.subplots()
+    for one in (figure, axes):
+        one.patch.set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(color=INK, labelcolor=INK, labelsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(INK)
+    return axes
 
 
 def drawn(figure: Figure) -> str:

@@ -53,7 +53,7 @@ def _bars(names: list[str], values: list[Estimate], *, title: str, label: str) -
     import matplotlib
     from matplotlib.figure import Figure
 
-    from accounting.report.plot import ACCENT, INK, drawn, titled
+    from accounting.report.plot import ACCENT, drawn, plain_axes, titled
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -61,17 +61,11 @@ def _bars(names: list[str], values: list[Estimate], *, title: str, label: str) -
         settings = {"svg.hashsalt": f"privads:{title}", "svg.fonttype": "none", "text.parse_math": False}
         matplotlib.rcParams.update(settings)
         figure = Figure(figsize=(4.4, 0.9 + 0.26 * max(len(names), 1)), layout="constrained")
-        figure.patch.set_visible(False)
-        axes = figure.subplots()
-        axes.patch.set_visible(False)
+        axes = plain_axes(figure)
         places = range(len(names))
         axes.hlines(places, [one.low for one in values], [one.high for one in values], color=ACCENT, alpha=0.6)
         axes.plot([one.value for one in values], places, color=ACCENT, marker="o", markersize=4.5, linestyle="none")
         axes.set_yticks(places, [name if len(name) <= 24 else f"{name[:23]}…" for name in names])
         axes.set_xlim(left=0.0)
         axes.set_xlabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(INK)
-        axes.tick_params(color=INK, labelcolor=INK, labelsize=9)
-        axes.xaxis.label.set_color(INK)
         return titled(drawn(figure), title)

@@ -4,10 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from accounting.budget import Budget
 from accounting.ledger import Ledger
 from privads.config import ConfigError
-from privads.features.pipeline import Features, fit_features
+from privads.features.pipeline import Features, fit_planned
 from privads.features.transforms import Pipeline
 from privads.signals.query import Source
 from privads.signals.table import Release
@@ -18,21 +17,12 @@ class Fitting:
     """What is to be fitted, and what that releases, None where it is free; nothing was read and nothing charged."""
 
     pipeline: Pipeline
-    budget: Budget | None
-    rows_per_unit: int
     release: Release | None
     file: Path | None = None
 
     def run(self, source: Source, ledger: Ledger | None, *, insecure_seed: int | None = None) -> Features:
         """Returns the fitted features, charged; they are in ``file`` before anything else is done with them."""
-        features = fit_features(
-            self.pipeline,
-            source,
-            self.budget,
-            ledger=ledger,
-            rows_per_unit=self.rows_per_unit,
-            insecure_seed=insecure_seed,
-        )
+        features = fit_planned(self.pipeline, source, self.release, ledger=ledger, insecure_seed=insecure_seed)
         if self.file is not None:
             draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
             features.save(draft)

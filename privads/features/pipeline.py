@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,8 @@ from accounting.report.phrase import bound
 from privads.config import ConfigError, parse_model
 from privads.features.fitted import Fitted
 from privads.features.transforms import Pipeline
-from privads.logs.raw import Raw
+from privads.logs.encode import Part
+from privads.logs.raw import Raw, raw_rows
 from privads.logs.schema import Categorical, History, Numeric, Schema
 from privads.signals.query import Source
 from privads.signals.table import Release
@@ -95,6 +97,11 @@ class Features(BaseModel):
             ids[:, place] = made[name] + schema.bucket_starts[place]
         return dense, ids
 
+    def encoded(self, part: Part) -> Part:
+        """Returns a part that was encoded with ``raw`` as a model reads it."""
+        dense, ids = self.transform(raw_rows(part))
+        return replace(part, dense=dense, ids=ids)
+
     @property
     def sha256(self) -> str:
         """A fingerprint of the fitted pipeline."""
@@ -129,26 +136,34 @@ def fit_features(
     the first row is read; `BudgetExceeded` where it does not suffice. rows_per_unit: rows of one unit that are counted;
     more rows count more, and need as many times the noise. insecure_seed: repeatable noise, on public data only.
     """
-    schema = source.schema
-    queries = pipeline.queries(schema)
-    release = plan_release(pipeline, schema, budget, rows_per_unit=rows_per_unit)
-    cost, tables = None, {}
+    release = plan_release(pipeline, source.schema, budget, rows_per_unit=rows_per_unit)
+    return fit_planned(pipeline, source, release, ledger=ledger, insecure_seed=insecure_seed)
+
+
+def fit_planned(
+    pipeline: Pipeline,
+    source: Source,
+    release: Release | None,
+    *,
+    ledger: Ledger | None,
+    insecure_seed: int | None = None,
+) -> Features:
+    """Returns the pipeline fitted by the release that `plan_release` made for it."""
+    schema, cost, tables = source.schema, None, {}
     if release is not None:
         found = release.run(source, ledger=ledger, purpose="fit features", insecure_seed=insecure_seed)
-        tables = dict(zip(queries, found.tables, strict=True))
+        tables = dict(zip(release.queries, found.tables, strict=True))
         cost = Cost(
             event=mechanisms.to_json(release.event),
             epsilon=release.spent.upper,
             delta=release.budget.delta,
             unit=release.budget.unit,
-            rows_per_unit=rows_per_unit,
+            rows_per_unit=release.rows_per_unit,
             noise_std=release.noise_std,
             entry=found.entry,
         )
     made = tuple(one.fit(schema, tables) for one in pipeline.transforms)
-    features = Features(
-        source=schema, pipeline=pipeline, transforms=made, split=getattr(source, "split_text", "all rows"), cost=cost
-    )
+    features = Features(source=schema, pipeline=pipeline, transforms=made, split=source.split_text, cost=cost)
     _ = features.schema  # two inputs of one name are refused here
     return features
 

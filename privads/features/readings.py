@@ -110,8 +110,7 @@ def rates(table: NoisyTable) -> Rates:
     total = float(table.rows[enough].sum())
     least = 1.0 / max(total, 2.0)
     overall = float(np.clip(positives[enough].sum() / total, least, 1 - least)) if total > 0 else 0.5
-    d = (1 - overall) * positives - overall * negatives
-    variance = s**2 * ((1 - overall) ** 2 + overall**2) + rows * overall * (1 - overall)
+    d, variance = _deviation(overall, positives, negatives, rows, s)
     size = float((rows[enough] ** 2 - 2 * s**2).sum())
     spread2 = max(float((d[enough] ** 2 - variance[enough]).sum()) / size, 0.0) if size > 0 else 0.0
     weights = np.where(enough, spread2 / np.maximum(spread2 + variance / rows**2, 1e-300), 0.0)
@@ -141,13 +140,20 @@ def information(positives: Floats, negatives: Floats, noise_std: Floats) -> tupl
     if total <= 0:
         return math.nan, math.nan
     p = float(np.clip(positives[enough].sum() / total, 1 / total, 1 - 1 / total))
-    d = (1 - p) * positives[enough] - p * negatives[enough]
-    variance = s**2 * ((1 - p) ** 2 + p**2) + rows * p * (1 - p)
+    d, variance = _deviation(p, positives[enough], negatives[enough], rows, s)
     scale = total * 2 * p * (1 - p)
     signal = d**2 - variance
     chance = 2 * float((variance**2 / rows**2).sum())
     spread = chance + 4 * float((variance * signal / rows**2).sum())  # without bias, so it can fall below its least
     return float((signal / rows).sum()) / scale, math.sqrt(max(spread, chance)) / scale
+
+
+def _deviation(
+    p: float, positives: Floats, negatives: Floats, rows: Floats, noise_std: Floats | float
+) -> tuple[Floats, Floats]:
+    """Returns d and v of `rates`: what a cell has beyond the rate p, and that figure's variance."""
+    d = (1 - p) * positives - p * negatives
+    return d, noise_std**2 * ((1 - p) ** 2 + p**2) + rows * p * (1 - p)
 
 
 def _rising(x: Floats, y: Floats) -> tuple[Floats, Floats]:

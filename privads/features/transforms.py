@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from privads.features import fitted, readings
 from privads.logs.schema import Schema
-from privads.signals.query import Grid, Query
+from privads.signals.query import Grid, Query, check_categorical, check_numeric
 from privads.signals.table import NoisyTable
 
 Tables = Mapping[Query, NoisyTable]
@@ -34,7 +34,7 @@ class Hashed(_Transform):
 
     def queries(self, schema: Schema) -> tuple[Query, ...]:
         """Returns the tables it reads: none."""
-        _check_categorical(schema, self.columns)
+        check_categorical(schema, *self.columns)
         return ()
 
     def fit(self, schema: Schema, tables: Tables) -> fitted.Hash:
@@ -51,7 +51,7 @@ class Scaled(_Transform):
 
     def queries(self, schema: Schema) -> tuple[Query, ...]:
         """Returns the tables it reads: none."""
-        _check_numeric(schema, self.column)
+        check_numeric(schema, self.column)
         return ()
 
     def fit(self, schema: Schema, tables: Tables) -> fitted.Scale:
@@ -69,7 +69,7 @@ class Missing(_Transform):
     def queries(self, schema: Schema) -> tuple[Query, ...]:
         """Returns the tables it reads: none."""
         if self.column not in schema.numeric:
-            _check_categorical(schema, (self.column,))
+            check_categorical(schema, self.column)
         return ()
 
     def fit(self, schema: Schema, tables: Tables) -> fitted.IsMissing:
@@ -90,7 +90,7 @@ class Vocabulary(_Transform):
 
     def queries(self, schema: Schema) -> tuple[Query, ...]:
         """Returns the table of its values."""
-        _check_categorical(schema, self.columns)
+        check_categorical(schema, *self.columns)
         return (Query(by=self.columns, label=self.label),)
 
     def fit(self, schema: Schema, tables: Tables) -> fitted.Words:
@@ -115,7 +115,7 @@ class Rate(_Transform):
 
     def queries(self, schema: Schema) -> tuple[Query, ...]:
         """Returns the table of the label by category."""
-        _check_categorical(schema, self.columns)
+        check_categorical(schema, *self.columns)
         return (Query(by=self.columns, label=self.label),)
 
     def fit(self, schema: Schema, tables: Tables) -> fitted.Counter:
@@ -206,7 +206,7 @@ class Pipeline(_Transform):
 
 def grid_of(schema: Schema, column: str) -> Grid:
     """Returns the grid of `CELLS` cells over a number's public range, even on the scale of sign(x) log(1 + abs(x))."""
-    _check_numeric(schema, column)
+    check_numeric(schema, column)
     low, high = schema.numeric[column].range
     ends = np.sign([low, high]) * np.log1p(np.abs([low, high]))
     even = np.linspace(ends[0], ends[1], CELLS + 1)
@@ -221,15 +221,3 @@ def _grid_query(schema: Schema, column: str, label: str | None) -> Query:
 
 def _words(key: tuple[str | int | None, ...]) -> tuple[str | None, ...]:
     return tuple(None if one is None else str(one) for one in key)
-
-
-def _check_numeric(schema: Schema, column: str) -> None:
-    if column not in schema.numeric:
-        raise ValueError(f"{column!r} is no numeric column of the schema; known: {', '.join(schema.numeric) or 'none'}")
-
-
-def _check_categorical(schema: Schema, columns: tuple[str, ...]) -> None:
-    for column in columns:
-        if column not in schema.categorical:
-            known = ", ".join(schema.categorical) or "none"
-            raise ValueError(f"{column!r} is no categorical column of the schema; known: {known}")

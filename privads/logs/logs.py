@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from privads.batch import Batch
 from privads.logs.cache import CachedRows, cached, check_folder, check_kept
 from privads.logs.encode import Part, as_batch, encode, uniform_of_key
 from privads.logs.raw import Raw, raw_rows
-from privads.logs.reader import LogError, check_columns, find_files, read_batches
+from privads.logs.reader import LogError, check_columns, find_files, read_batches, telling_no_row
 from privads.logs.schema import DelayedLabel, Schema
 
 if TYPE_CHECKING:
@@ -154,26 +153,22 @@ class Logs:
     @cached_property
     def _rows(self) -> CachedRows:
         self.check()
-        with self._telling_no_row():
+        with telling_no_row(self._unreadable, public=self.schema.public):
             return cached(self._parts, self.schema, folder=self.cache, name=self._kept_name)
 
     def raw(self) -> Iterator[Raw]:
         """Yields the rows with their features as the files have them, in their order. Reads the rows."""
         self.check()
-        with self._telling_no_row():
-            for part, chosen in self._read(raw=True):
-                yield raw_rows(part, chosen)
+        with telling_no_row(self._unreadable, public=self.schema.public):
+            yield from map(raw_rows, self._read(raw=True))
 
     def _parts(self) -> Iterator[Part]:
-        for part, chosen in self._read(raw=self.features is not None):
-            kept = _select(part, chosen)
-            if self.features is not None:
-                dense, ids = self.features.transform(raw_rows(part, chosen))
-                kept = replace(kept, dense=dense, ids=ids)
-            yield kept
+        if self.features is None:
+            return self._read(raw=False)
+        return map(self.features.encoded, self._read(raw=True))
 
-    def _read(self, *, raw: bool) -> Iterator[tuple[Part, NDArray[np.bool_]]]:
-        """Yields the rows of the files, and which of them are on this side."""
+    def _read(self, *, raw: bool) -> Iterator[Part]:
+        """Yields the rows of the files that are on this side."""
         schema, side = self.source, self.side
         for file in find_files(self.path):
             for batch in read_batches(file, schema, schema.columns):
@@ -181,19 +176,11 @@ class Logs:
                 chosen = part.fits if side is None else part.fits & self._on_side(part, batch)
                 if side is not None and side.side == "train" and side.after is not None:
                     part = _as_known_at(part, schema, side.after)
-                yield part, chosen
+                yield _select(part, chosen)
 
-    @contextmanager
-    def _telling_no_row(self) -> Iterator[None]:
-        try:
-            yield
-        except LogError:
-            raise
-        except Exception:
-            if self.schema.public:
-                raise
-            # What failed may be one person's row, so neither its text nor the place is told.
-            raise LogError(f"the rows of {self.path} cannot be read as the schema says") from None
+    @property
+    def _unreadable(self) -> str:
+        return f"the rows of {self.path} cannot be read as the schema says"
 
     @property
     def _kept_name(self) -> str | None:
@@ -240,6 +227,8 @@ def _select(part: Part, chosen: NDArray[np.bool_]) -> Part:
         units=[unit[chosen] for unit in part.units],
         times=part.times[chosen],
         fits=part.fits[chosen],
+        numbers={name: values[chosen] for name, values in part.numbers.items()},
+        texts={name: (codes[chosen], values) for name, (codes, values) in part.texts.items()},
     )
 
 

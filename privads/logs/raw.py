@@ -28,13 +28,13 @@ class Raw:
         return len(self.times)
 
 
-def raw_rows(part: Part, chosen: NDArray[np.bool_]) -> Raw:
-    """Returns the ``chosen`` rows of a part that was encoded with ``raw``."""
+def raw_rows(part: Part) -> Raw:
+    """Returns the rows of a part that was encoded with ``raw``."""
     return Raw(
-        numbers={name: values[chosen] for name, values in part.numbers.items()},
-        texts={name: (codes[chosen], values) for name, (codes, values) in part.texts.items()},
-        labels={task: label[chosen] for task, label in part.labels.items()},
-        observed={task: known[chosen] for task, known in part.observed.items()},
-        units=[unit[chosen] for unit in part.units],
-        times=part.times[chosen],
+        numbers=part.numbers,
+        texts=part.texts,
+        labels=part.labels,
+        observed=part.observed,
+        units=part.units,
+        times=part.times,
     )

@@ -173,6 +173,22 @@ def _unclosed_line(delimiter: str) -> re.Pattern[bytes]:
 
 
 @contextmanager
+def telling_no_row(message: str, *, public: bool) -> Iterator[None]:
+    """Turns whatever goes wrong with private rows into a `LogError` of this message; one that is raised stays.
+
+    What failed may be one person's row, so neither its text nor the place is told.
+    """
+    try:
+        yield
+    except LogError:
+        raise
+    except Exception:
+        if public:
+            raise
+        raise LogError(message) from None
+
+
+@contextmanager
 def _one_line(message: str, *, public: bool) -> Iterator[None]:
     """Turns the reading library's errors into one line; what a row holds is told only of public data."""
     try:

@@ -1,6 +1,7 @@
 """What a table counts: a `Query` of public facts, over a `Source` of rows."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,16 @@ class Source(Protocol):
     @property
     def schema(self) -> Schema:
         """The public facts."""
+        ...
+
+    @property
+    def features(self) -> object | None:
+        """What the rows are read through; a release counts them as the files have them."""
+        ...
+
+    @property
+    def split_text(self) -> str:
+        """Which rows of the files these are, in words."""
         ...
 
     def check(self) -> None:
@@ -85,25 +96,29 @@ class Query:
             return self.keys
         if all(isinstance(one, Grid) for one in self.by):
             places = [[*range(one.cells), None] for one in self.by if isinstance(one, Grid)]
-            return tuple(_product(places))
+            return tuple(itertools.product(*places))
         return None
 
     def check(self, schema: Schema) -> None:
         """Refuse what the schema does not have."""
         for one in self.by:
-            known = schema.numeric if isinstance(one, Grid) else schema.categorical
-            name = one.column if isinstance(one, Grid) else one
-            if name not in known:
-                kind = "numeric" if isinstance(one, Grid) else "categorical"
-                raise ValueError(f"{name!r} is no {kind} column of the schema; known: {', '.join(known)}")
+            if isinstance(one, Grid):
+                check_numeric(schema, one.column)
+            else:
+                check_categorical(schema, one)
         if self.label is not None and self.label not in schema.labels:
             raise ValueError(f"{self.label!r} is no label of the schema; known: {', '.join(schema.labels)}")
 
 
-def _product(places: Sequence[Sequence[int | None]]) -> Iterator[Key]:
-    if not places:
-        yield ()
-        return
-    for first in places[0]:
-        for rest in _product(places[1:]):
-            yield (first, *rest)
+def check_numeric(schema: Schema, column: str) -> None:
+    """Refuse what is no numeric column of the schema."""
+    if column not in schema.numeric:
+        raise ValueError(f"{column!r} is no numeric column of the schema; known: {', '.join(schema.numeric) or 'none'}")
+
+
+def check_categorical(schema: Schema, *columns: str) -> None:
+    """Refuse what is no categorical column of the schema."""
+    for column in columns:
+        if column not in schema.categorical:
+            known = ", ".join(schema.categorical) or "none"
+            raise ValueError(f"{column!r} is no categorical column of the schema; known: {known}")

@@ -26,7 +26,7 @@ from accounting import accountant, calibrate, mechanisms
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Ledger
 from privads.charge import open_charge
-from privads.logs.reader import LogError
+from privads.logs.reader import telling_no_row
 from privads.logs.schema import Schema
 from privads.noise import Randomness
 from privads.signals.counting import count
@@ -125,7 +125,7 @@ class Release:
         schema, unit = source.schema, self.budget.unit
         if insecure_seed is not None and not schema.public:
             raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
-        if getattr(source, "features", None) is not None:
+        if source.features is not None:
             raise ValueError("these rows are read through fitted features: pass the log without them")
         if ledger is None and not schema.public:
             raise ValueError(f"reading data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
@@ -139,14 +139,8 @@ class Release:
         if ledger is not None:
             cost = self.spent.upper
             entry = open_charge(ledger, schema.dataset, self.event, self.budget, epsilon=cost, purpose=purpose)
-        try:
+        with telling_no_row("the rows cannot be counted as the schema says", public=schema.public):
             counted = count(source, self.queries, unit_columns=_owners(schema, unit), rows_per_unit=self.rows_per_unit)
-        except LogError:
-            raise
-        except Exception:
-            if schema.public:
-                raise
-            raise LogError("the rows cannot be counted as the schema says") from None  # its text may be a row's
         tables = tuple(
             _with_noise(query, found, self.noise_std, self.threshold(query), randomness)
             for query, found in zip(self.queries, counted, strict=True)

@@ -1,7 +1,6 @@
 """Scores of a log, written in its own order and never held in memory as a whole."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import nn
 
 from privads.features.pipeline import Features
 from privads.logs.encode import as_batch, encode
-from privads.logs.raw import raw_rows
 from privads.logs.reader import check_columns, find_files, read_batches
 from privads.logs.schema import Schema
 
@@ -38,10 +36,7 @@ def write_scores(
             for file in files:
                 for batch in read_batches(file, read, read.columns):
                     part = encode(batch, read, raw=features is not None)
-                    if features is not None:
-                        everything = np.ones(batch.num_rows, dtype=np.bool_)
-                        dense, ids = features.transform(raw_rows(part, everything))
-                        part = replace(part, dense=dense, ids=ids)
+                    part = part if features is None else features.encoded(part)
                     rows += batch.num_rows
                     with torch.no_grad():
                         logits = model(as_batch(part, np.arange(batch.num_rows)))

@@ -37,6 +37,8 @@ class Made:
     sizes: Sequence[str | None] | None = None
     schema: Schema = field(default_factory=facts)
     reads: int = 0
+    features: None = None
+    split_text: str = "all rows"
 
     def check(self) -> None:
         pass
