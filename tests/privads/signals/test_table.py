@@ -12,6 +12,7 @@ from accounting import mechanisms
 from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Ledger
 from privads.logs.reader import LogError
+from privads.logs.schema import History, Numeric
 from privads.noise import Randomness
 from privads.signals import counting, table
 from privads.signals.query import Grid, Query
@@ -264,6 +265,17 @@ def test_private_rows_need_a_ledger_and_take_no_seed() -> None:
         release.run(private_source(), ledger=None, purpose="test")
     with pytest.raises(ValueError, match="insecure_seed is refused"):
         release.run(private_source(), ledger=None, purpose="test", insecure_seed=1)
+
+
+def test_a_column_made_from_other_rows_is_refused_where_single_rows_are_protected() -> None:
+    """One row would be in the cells of others: more than the one cell that its noise is for."""
+    source = many()
+    bid = Numeric(range=(0.0, 10.0), history=History(rows=3))
+    source.schema = source.schema.model_copy(update={"numeric": {"bid": bid}})
+    with pytest.raises(ValueError, match="'bid' is made from other rows"):
+        released(source, BIDS, budget=Budget(epsilon=1.0, delta=1e-6, unit="example"))
+    assert source.reads == 0
+    assert released(source, BIDS)  # a user owns those rows
 
 
 def test_single_rows_are_counted_once_each() -> None:
