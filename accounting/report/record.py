@@ -309,6 +309,21 @@ class TaskMetrics(Record):
     curve: tuple[CurvePoint, ...] = ()
 
 
+class ValueMetrics(Record):
+    """How well a model predicts the mean of a number. ``calibration``: sum predicted / sum observed."""
+
+    task: Text
+    released: bool
+    rows: Count
+    mean: Interval
+    """Of the numbers themselves."""
+    calibration: Interval
+    relative_squared_error: Interval
+    """Over the variance of the numbers: 1 is predicting their mean."""
+    normalized_gini: Interval
+    """1 for the right order, 0 for none."""
+
+
 class Headline(NamedTuple):
     """The parts of the headline: what comes before the claim, the claim, what comes after it."""
 
@@ -343,6 +358,7 @@ class Report(Record):
     model: Model
     budget: LedgerBudget | None
     metrics: tuple[TaskMetrics, ...]
+    values: tuple[ValueMetrics, ...] = ()
 
     @model_validator(mode="after")
     def _blocks_agree(self) -> Self:

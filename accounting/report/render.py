@@ -24,6 +24,7 @@ from accounting.report.record import (
     Scores,
     Status,
     TaskMetrics,
+    ValueMetrics,
 )
 from accounting.report.started import StartedFrom
 
@@ -46,6 +47,12 @@ _SCORES = {
     "log loss": "log_loss",
     "normalized entropy": "normalized_entropy",
     "calibration (predicted / observed)": "calibration",
+}
+_OF_VALUES = {
+    "mean of the numbers": "mean",
+    "calibration (predicted / observed)": "calibration",
+    "relative squared error (1: their mean)": "relative_squared_error",
+    "normalized Gini": "normalized_gini",
 }
 
 
@@ -70,7 +77,8 @@ def markdown(report: Report) -> str:
             parts += ["The whole event, as the accountant reads it:", _md_json(report.mechanism.event)]
         if title == "Model":
             parts += ["## Metrics", *(_md_task(report, task) for task in report.metrics)]
-            parts += [] if report.metrics else [NOT_STATED]
+            parts += [_md_value(report, one) for one in report.values]
+            parts += [] if report.metrics or report.values else [NOT_STATED]
     parts += ["The exact configuration:", _md_json(report.run.config)]
     return "\n\n".join(parts) + "\n"
 
@@ -104,6 +112,7 @@ def html(report: Report) -> str:
             {"task": task, "scores": scores(task), "covered": covered(report, task), "curve": curve(task)}
             for task in report.metrics
         ],
+        values=[{"task": one, "scores": value_scores(one), "covered": covered(report, one)} for one in report.values],
         plots=plots,
         indented=_indented,
     )
@@ -311,6 +320,11 @@ def scores(task: TaskMetrics) -> list[Row]:
     return [(label, cell(task.scores, name), cell(other, name)) for label, name in _SCORES.items()]
 
 
+def value_scores(task: ValueMetrics) -> list[Row]:
+    """Returns (metric, this model) rows of one number."""
+    return [(label, interval(getattr(task, name))) for label, name in _OF_VALUES.items()]
+
+
 def curve(task: TaskMetrics) -> list[Row]:
     """Returns (mean predicted, observed rate, rows) of the calibration curve."""
     return [
@@ -323,7 +337,7 @@ def curve(task: TaskMetrics) -> list[Row]:
     ]
 
 
-def covered(report: Report, task: TaskMetrics) -> str:
+def covered(report: Report, task: TaskMetrics | ValueMetrics) -> str:
     """Returns whether the promise covers these figures, as a sentence."""
     if report.guarantee is None:
         return "Computed without noise."
@@ -375,6 +389,11 @@ def _md_table(header: Row, rows: Iterable[Row]) -> str:
 
 def _md_json(value: JsonValue) -> str:
     return f"```json\n{_indented(value)}\n```"
+
+
+def _md_value(report: Report, task: ValueMetrics) -> str:
+    about = f"{task.rows:,} rows. {covered(report, task)}"
+    return "\n\n".join([f"### {_md(task.task)}", about, _md_table(("", "this model"), value_scores(task))])
 
 
 def _md_task(report: Report, task: TaskMetrics) -> str:

@@ -1,15 +1,16 @@
 """A report in a few lines, for a terminal: what a command line and a script print at the end of a run."""
 
 from accounting.report.phrase import bound
-from accounting.report.record import Interval, LedgerBudget, Report, TaskMetrics
+from accounting.report.record import Interval, LedgerBudget, Report, TaskMetrics, ValueMetrics
 
 NOT_DEFINED = "not defined"
 
 
 def summary(report: Report) -> str:
-    """Returns two lines for each task, the claim, and what is left of the budget."""
-    several = len(report.metrics) > 1
+    """Returns two lines for each task and number, the claim, and what is left of the budget."""
+    several = len(report.metrics) + len(report.values) > 1
     lines = [line for task in report.metrics for line in _task(task, prefix=f"{task.task}: " if several else "")]
+    lines += [line for one in report.values for line in _value_of(one, prefix=f"{one.task}: " if several else "")]
     return "\n".join([*lines, report.headline, _budget(report.budget)])
 
 
@@ -21,6 +22,14 @@ def _task(task: TaskMetrics, *, prefix: str) -> list[str]:
     return [
         f"{prefix}AUC {_interval(scores.auc)}, normalized entropy {_interval(scores.normalized_entropy)}{beside}",
         f"{prefix}calibration {_interval(scores.calibration)} (predicted / observed)",
+    ]
+
+
+def _value_of(task: ValueMetrics, *, prefix: str) -> list[str]:
+    return [
+        f"{prefix}normalized Gini {_interval(task.normalized_gini)}, "
+        f"relative squared error {_interval(task.relative_squared_error)}",
+        f"{prefix}calibration {_interval(task.calibration)} (predicted / observed)",
     ]
 
 
