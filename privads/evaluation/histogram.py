@@ -13,9 +13,10 @@ mixed. A middle is off by at most half a
 bin's width w in log-odds, so calibration by at most e^(w/2) − 1 (8 % at the default w = 0.15, and about w²/24 = 0.1 %
 where scores are spread over bins), and a row's log loss by at most w/2.
 
-A histogram may hold noise of a known standard deviation. Its cells are then unbiased and may be negative; AUC, log loss
-and calibration are read from them as they are, so that errors of many cells cancel, without the tails in which no row
-is seen (`seen`); what needs counts that are not negative takes `cleaned`.
+A histogram may hold noise of a known standard deviation. Its cells are then unbiased and may be negative. AUC and AP
+are read from all of them as they are: without the tails in which no row is seen they were low, as the few rows at the
+top are what they are about. Log loss and calibration are read without those tails (`seen`), where noise alone would
+weigh most; what needs counts that are not negative takes `cleaned`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from dp_accounting import dp_event
@@ -32,39 +34,30 @@ from scipy.special import expit, logit
 
 from accounting import mechanisms
 from privads.evaluation.metrics import Floats, Interval, ScoreSums, _arrays, _check
+from privads.signals.query import Grid
+
+SCORE = "score"
+"""The column of a score's log-odds, where a grid is of no table's."""
 
 TAIL = 2.0
-"""A tail whose rows add up to less than so many standard deviations of its noise holds no row, as far as one sees."""
+"""A tail whose rows add up to less than so many standard deviations of its noise holds no row, as far as one sees. A
+total that is less than so many of its own is not divided by."""
+
+CLEAR = 5.0
+"""The precision of noisy rows is read from so many standard deviations of their noise on."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Bins of equal width in log-odds between public ends; the first and last hold all scores beyond.
+def log_odds(bins: int = 120, low: float = -12.0, high: float = 6.0, *, column: str = SCORE) -> Grid:
+    """Returns the grid of bins of equal width in log-odds between public ends; the outer ones hold all scores beyond.
 
     The default reaches from 6e-6 to 0.998. Under noise fewer bins are better: the noise of a total over b bins grows
     as √b.
     """
-
-    bins: int = 120
-    low: float = -12.0
-    high: float = 6.0
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.bins, int) and self.bins >= 2):
-            raise ValueError(f"bins must be a whole number of at least 2, got {self.bins}")
-        if not -40.0 <= self.low < self.high <= 40.0:
-            raise ValueError(f"low and high must be log-odds with -40 <= low < high <= 40, got {self.low}, {self.high}")
-
-    @property
-    def middles(self) -> Floats:
-        """The middle of each bin in log-odds, (bins,)."""
-        return self.low + (np.arange(self.bins) + 0.5) * (self.high - self.low) / self.bins
-
-    def place(self, scores: Floats) -> NDArray[np.int64]:
-        """Returns the bin of each score in [0, 1], (rows,)."""
-        inside = np.clip(logit(scores), self.low, self.high)
-        scaled = (inside - self.low) * (self.bins / (self.high - self.low))
-        return np.asarray(np.minimum(scaled.astype(np.int64), self.bins - 1), dtype=np.int64)
+    if not (type(bins) is int and bins >= 2):
+        raise ValueError(f"bins must be a whole number of at least 2, got {bins}")
+    if not -40.0 <= low < high <= 40.0:
+        raise ValueError(f"low and high must be log-odds with -40 <= low < high <= 40, got {low}, {high}")
+    return Grid(column=column, edges=tuple(np.linspace(low, high, bins + 1).tolist()))
 
 
 @dataclass(frozen=True)
@@ -102,19 +95,19 @@ class ScoreHistogram:
     @classmethod
     def empty(cls, grid: Grid | None = None) -> ScoreHistogram:
         """The histogram of no rows."""
-        grid = Grid() if grid is None else grid
-        return cls(grid=grid, positives=np.zeros(grid.bins), negatives=np.zeros(grid.bins))
+        grid = log_odds() if grid is None else grid
+        return cls(grid=grid, positives=np.zeros(grid.cells), negatives=np.zeros(grid.cells))
 
     @classmethod
     def of(
         cls, labels: ArrayLike, scores: ArrayLike, *, grid: Grid | None = None, rows_per_unit: int = 1
     ) -> ScoreHistogram:
         """The histogram of labels (rows,) in {0, 1} and scores (rows,) in [0, 1]."""
-        grid = Grid() if grid is None else grid
+        grid = log_odds() if grid is None else grid
         label, score, _ = _arrays(labels, scores, None)
-        place = grid.place(score)
-        positives = summed(place, label, grid.bins)
-        negatives = summed(place, 1.0 - label, grid.bins)
+        place = grid.places(logit(score))
+        positives = summed(place, label, grid.cells)
+        negatives = summed(place, 1.0 - label, grid.cells)
         return cls(grid=grid, positives=positives, negatives=negatives, rows_per_unit=rows_per_unit)
 
     def __add__(self, other: ScoreHistogram) -> ScoreHistogram:
@@ -140,23 +133,36 @@ class ScoreHistogram:
 
     @property
     def auc(self) -> float:
-        """The AUC with rows of one bin tied; nan where there is one class."""
-        kept = self.seen
-        below = np.cumsum(kept.negatives) - kept.negatives / 2.0
-        positives, negatives = float(kept.positives.sum()), float(kept.negatives.sum())
-        if not (positives > 0.0 and negatives > 0.0):
+        """The AUC with rows of one bin tied; nan where a class does not stand out of its noise.
+
+        All cells are read as they are. Σ_b P_b (Σ_{c<b} N_c + N_b / 2) is linear in each cell and noises are
+        independent, so it is unbiased, as ΣP and ΣN are; the ratio is off by less than 0.06 of its standard deviation
+        where a total is 10 of its own. Noise may carry it out of [0, 1]: cutting it there would bias it.
+        """
+        positives, negatives = float(self.positives.sum()), float(self.negatives.sum())
+        if not min(positives, negatives) > TAIL * self.noise_std * math.sqrt(self.grid.cells):
             return math.nan
-        return min(1.0, max(0.0, float((kept.positives * below).sum()) / (positives * negatives)))
+        below = np.cumsum(self.negatives) - self.negatives / 2.0
+        return float((self.positives * below).sum()) / (positives * negatives)
 
     @property
     def average_precision(self) -> float:
-        """The average precision, of a bin's positives with half of the bin above them; nan where no label is 1."""
-        kept = self.cleaned
-        positives, rows = kept.positives[::-1], (kept.positives + kept.negatives)[::-1]
+        """The average precision, of a bin's positives with half of the bin above them; nan where no label is 1.
+
+        Cells are read as they are. The precision of few noisy rows says nothing, so the bins at the top are one until
+        their rows are 5 standard deviations of their noise, which costs less of the figure than the noise's own size.
+        """
+        positives, rows = self.positives[::-1], (self.positives + self.negatives)[::-1]
+        total = float(positives.sum())
+        cells = np.arange(1, self.grid.cells + 1)
+        clear = np.flatnonzero(np.cumsum(rows) > CLEAR * self.noise_std * np.sqrt(2.0 * cells))
+        if not (len(clear) and total > TAIL * self.noise_std * math.sqrt(self.grid.cells)):
+            return math.nan
+        starts = np.r_[0, clear[0] + 1 : self.grid.cells]
+        positives, rows = np.add.reduceat(positives, starts), np.add.reduceat(rows, starts)
         above, of = np.cumsum(positives) - positives / 2.0, np.cumsum(rows) - rows / 2.0
         precision = np.divide(above, of, out=np.zeros_like(of), where=of > 0.0)
-        total = float(positives.sum())
-        return float((positives * precision).sum()) / total if total > 0.0 else math.nan
+        return float((positives * precision).sum()) / total
 
     @property
     def seen(self) -> ScoreHistogram:
@@ -167,12 +173,12 @@ class ScoreHistogram:
         if not self.noise_std:
             return self
         rows = self.positives + self.negatives
-        limit = TAIL * self.noise_std * np.sqrt(2.0 * np.arange(1, self.grid.bins + 1))
+        limit = TAIL * self.noise_std * np.sqrt(2.0 * np.arange(1, self.grid.cells + 1))
         from_below = np.flatnonzero(np.cumsum(rows) > limit)
         from_above = np.flatnonzero(np.cumsum(rows[::-1]) > limit)
-        kept = np.zeros(self.grid.bins)
+        kept = np.zeros(self.grid.cells)
         if len(from_below) and len(from_above):
-            kept[from_below[0] : self.grid.bins - from_above[0]] = 1.0
+            kept[from_below[0] : self.grid.cells - from_above[0]] = 1.0
         return replace(self, positives=self.positives * kept, negatives=self.negatives * kept)
 
     @property
@@ -199,7 +205,7 @@ class ScoreHistogram:
         found = []
         for _ in range(replicates):
             cells = [
-                bound * rng.poisson(counts / bound) + rng.normal(0.0, self.noise_std, self.grid.bins)
+                bound * rng.poisson(counts / bound) + rng.normal(0.0, self.noise_std, self.grid.cells)
                 for counts in (center.positives, center.negatives)
             ]
             found.append(replace(self, positives=cells[0], negatives=cells[1])._readings())
@@ -222,7 +228,7 @@ class ScoreHistogram:
         return self.auc, sums.log_loss, sums.normalized_entropy, sums.calibration, self.average_precision
 
 
-def summed(place: NDArray[np.int64], values: Floats, places: int) -> Floats:
+def summed(place: NDArray[np.signedinteger[Any]], values: Floats, places: int) -> Floats:
     """Returns the sum of the values at each place, (places,)."""
     return np.asarray(np.bincount(place, values, places), dtype=np.float64)
 
@@ -253,8 +259,10 @@ def _nonnegative(counts: Floats, inside: NDArray[np.bool_]) -> Floats:
 
 
 def _basic(value: float, center: float, drawn: Floats, level: float, most: float) -> Interval:
-    defined = drawn[~np.isnan(drawn)]
+    """The basic interval; value and ends are cut to [0, most], where alone the reading means something."""
+    defined, shown = drawn[~np.isnan(drawn)], min(most, max(0.0, value))
     if math.isnan(value) or math.isnan(center) or not len(defined):
-        return Interval(value, math.nan, math.nan)
+        return Interval(math.nan if math.isnan(value) else shown, math.nan, math.nan)
     low, high = np.quantile(defined, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Interval(value, max(0.0, value + center - float(high)), min(most, value + center - float(low)))
+    ends = (min(most, max(0.0, value + center - float(end))) for end in (high, low))
+    return Interval(shown, *ends)
