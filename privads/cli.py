@@ -73,7 +73,8 @@ def train(
         kept = "" if job.ledger is None else "; a charge that was made stays, see `privads budget show`"
         if job.checkpoint is not None and job.checkpoint.path.exists():
             kept += "; go on with --resume"
-        typer.echo(f"privads: interrupted, nothing was saved{kept}", err=True)
+        saved = "the run was saved without metrics" if (job.out / "report.json").is_file() else "nothing was saved"
+        typer.echo(f"privads: interrupted, {saved}{kept}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     report = run.report()
     if as_json:

@@ -298,10 +298,14 @@ class CurvePoint(Record):
 
 
 class TaskMetrics(Record):
-    """The scores of one task. ``released``: they went through the mechanism, so epsilon covers them."""
+    """The scores of one task, or of the rows of one segment. ``released``: they went through a mechanism, so an epsilon
+    covers them: the run's, or that of ``release``, where they were released by themselves, with noise.
+    """
 
     task: Text
     released: bool
+    release: Text | None = None
+    segment: Text | None = None
     rows: Count
     positives: Count
     scores: Scores
@@ -379,6 +383,7 @@ class Report(Record):
         about = [f"goes on from run {one.run}, which is not counted here" for one in self.run.started_from[:1]]
         if self.data.features is not None:
             about.append(f"its features by themselves: {self.data.features}")
+        about += [f"its metrics by themselves: {one}" for one in dict.fromkeys(t.release for t in self.metrics) if one]
         if self.data.public:
             about.append(f"public data ({self.data.dataset})")
         if self.guarantee is None:

@@ -7,14 +7,15 @@ NOT_DEFINED = "not defined"
 
 
 def summary(report: Report) -> str:
-    """Returns two lines for each task, the claim, and what is left of the budget."""
-    several = len(report.metrics) > 1
-    lines = [line for task in report.metrics for line in _task(task, prefix=f"{task.task}: " if several else "")]
+    """Returns two lines for each task, the claim, and what is left of the budget; segments are in the report."""
+    shown = [task for task in report.metrics if task.segment is None]
+    lines = [line for task in shown for line in in_lines(task, prefix=f"{task.task}: " if len(shown) > 1 else "")]
     return "\n".join([*lines, report.headline, _budget(report.budget)])
 
 
-def _task(task: TaskMetrics, *, prefix: str) -> list[str]:
-    scores, beside = task.scores, ""
+def in_lines(task: TaskMetrics, *, prefix: str = "") -> list[str]:
+    """Returns a task's scores in two lines."""
+    scores, beside = task.scores, " (noisy)" if task.release else ""
     if task.reference is not None:
         best = task.reference.scores
         beside = f" ({task.reference.name}: {_value(best.auc)}, {_value(best.normalized_entropy)})"

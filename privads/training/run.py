@@ -67,8 +67,8 @@ class Facts:
 class Run:
     """A finished training run. ``model`` is the plain module, with the averaged weights and no hooks.
 
-    started_from: the runs in the weights that it began with, the latest first. features: the fitted transforms by
-    which the model reads rows.
+    released: metrics that were released with privacy. started_from: the runs in the weights that it began with, the
+    latest first. features: the fitted transforms by which the model reads rows.
     """
 
     model: nn.Module
@@ -78,6 +78,7 @@ class Run:
     ledger: Ledger | None = None
     entry: Entry | None = None
     metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
+    released: tuple[record.TaskMetrics, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     started_from: tuple[StartedFrom, ...] = ()
     features: Features | None = None
@@ -161,7 +162,7 @@ class Run:
                 weights_sha256=self.facts.weights_sha256,
             ),
             budget=self._ledger_budget(),
-            metrics=tuple(self._task_metrics(task, metrics) for task, metrics in self.metrics.items()),
+            metrics=(*(self._task_metrics(task, metrics) for task, metrics in self.metrics.items()), *self.released),
         )
 
     def save(self, folder: str | Path) -> Path:
