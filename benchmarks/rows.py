@@ -68,7 +68,7 @@ def parts(facts: Schema, rows: int, *, seed: int = 0) -> Iterator[Part]:
         yield Part(
             dense=rng.random((size, NUMERIC), dtype=np.float32),
             ids=(starts + np.minimum(rank, BUCKETS - 1)).astype(np.int32),
-            labels={"click": rng.random(size) < 0.1},
+            labels={"click": (rng.random(size) < 0.1).astype(np.float32)},
             observed={"click": np.ones(size, dtype=np.bool_)},
             reference={},
             units=[users.astype(str).astype(object)],

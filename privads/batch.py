@@ -1,7 +1,7 @@
 """`Rows` and `Batch`: what travels between logs, models and trainers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,8 +18,10 @@ class Batch:
     """A set of rows as a model reads them.
 
     dense: (rows, numeric) float in [-1, 1]. ids: (total,) rows of the fused table. offsets: (rows * categorical + 1,)
-    where the ids of bag (row, field) begin, so a one-hot field is a bag of length 1. labels: per task (rows,) in
-    {0, 1}. observed: per task (rows,) bool, False where the label is not known yet. weights: (rows,).
+    where the ids of bag (row, field) begin, so a one-hot field is a bag of length 1. labels: per task (rows,), in
+    {0, 1} or the number itself. observed: per task (rows,) bool, False where the label is not known yet. weights:
+    (rows,). hours: per task that waits (rows, 2), from the impression until the event, or until now where there was
+    none yet, and until now; both end with the label's window.
     """
 
     dense: Tensor
@@ -28,6 +30,7 @@ class Batch:
     labels: Mapping[str, Tensor]
     observed: Mapping[str, Tensor]
     weights: Tensor
+    hours: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -44,6 +47,7 @@ class Batch:
             labels={task: label.to(device) for task, label in self.labels.items()},
             observed={task: known.to(device) for task, known in self.observed.items()},
             weights=self.weights.to(device),
+            hours={task: waited.to(device) for task, waited in self.hours.items()},
         )
 
 
@@ -86,6 +90,7 @@ def padding(schema: "Schema", rows: int = 1) -> Batch:
         labels={task: torch.zeros(rows) for task in schema.tasks},
         observed={task: torch.zeros(rows, dtype=torch.bool) for task in schema.tasks},
         weights=torch.zeros(rows),
+        hours={task: torch.zeros(rows, 2) for task in schema.waiting},
     )
 
 
@@ -98,4 +103,5 @@ def joined(one: Batch, two: Batch) -> Batch:
         labels={task: torch.cat([label, two.labels[task]]) for task, label in one.labels.items()},
         observed={task: torch.cat([known, two.observed[task]]) for task, known in one.observed.items()},
         weights=torch.cat([one.weights, two.weights]),
+        hours={task: torch.cat([waited, two.hours[task]]) for task, waited in one.hours.items()},
     )

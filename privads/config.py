@@ -54,19 +54,19 @@ def _path(location: tuple[int | str, ...], data: Any) -> list[str]:
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     """Returns the keys that are known at ``path`` inside ``model``."""
+    models = [model]
     for part in path:
-        field = model.model_fields.get(part)
-        nested = None if field is None else _model_in(field.annotation)
-        if nested is not None:  # else ``part`` is a name that the user chose, in a table of such models
-            model = nested
-    return list(model.model_fields)
+        fields = [one.model_fields[part] for one in models if part in one.model_fields]
+        nested = [found for field in fields for found in _models_in(field.annotation)]
+        models = nested or models  # without: ``part`` is a name that the user chose, in a table of such models
+    return [name for one in models for name in one.model_fields]
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Returns the model that a type such as ``dict[str, str | Model]`` holds."""
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Returns the models that a type such as ``dict[str, str | Model]`` holds."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _models_in(inner)]
 
 
 def override(data: Mapping[str, Any], setting: str) -> dict[str, Any]:

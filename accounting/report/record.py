@@ -19,7 +19,6 @@ from accounting.report.fields import (
     AmountOrNone,
     Count,
     Delta,
-    FiniteOrNone,
     Json,
     Positive,
     Record,
@@ -29,6 +28,7 @@ from accounting.report.fields import (
     Verdict,
 )
 from accounting.report.phrase import NOT_STATED, bound
+from accounting.report.scores import TaskMetrics, ValueMetrics
 from accounting.report.started import StartedFrom
 
 Status = Literal["enforced", "checked", "asserted", "violated"]
@@ -263,56 +263,6 @@ class LedgerBudget(Record):
     head: Text
 
 
-class Interval(Record):
-    """A value with its interval. NaN and None alike: not defined (no positives, say)."""
-
-    value: FiniteOrNone
-    low: FiniteOrNone = None
-    high: FiniteOrNone = None
-
-
-class Scores(Record):
-    """How well a model predicts one task. ``calibration``: mean prediction / observed rate."""
-
-    auc: Interval
-    log_loss: Interval
-    normalized_entropy: Interval
-    calibration: Interval
-
-
-class Reference(Record):
-    """The scores of something known, on the same rows: the Bayes optimum, a model trained without privacy."""
-
-    name: Text
-    scores: Scores
-
-
-class CurvePoint(Record):
-    """One bin of the calibration curve."""
-
-    mean_predicted: float
-    observed_rate: float
-    low: FiniteOrNone = None
-    high: FiniteOrNone = None
-    rows: Count
-
-
-class TaskMetrics(Record):
-    """The scores of one task, or of the rows of one segment. ``released``: they went through a mechanism, so an epsilon
-    covers them: the run's, or that of ``release``, where they were released by themselves, with noise.
-    """
-
-    task: Text
-    released: bool
-    release: Text | None = None
-    segment: Text | None = None
-    rows: Count
-    positives: Count
-    scores: Scores
-    reference: Reference | None = None
-    curve: tuple[CurvePoint, ...] = ()
-
-
 class Headline(NamedTuple):
     """The parts of the headline: what comes before the claim, the claim, what comes after it."""
 
@@ -347,6 +297,7 @@ class Report(Record):
     model: Model
     budget: LedgerBudget | None
     metrics: tuple[TaskMetrics, ...]
+    values: tuple[ValueMetrics, ...] = ()
 
     @model_validator(mode="after")
     def _blocks_agree(self) -> Self:

@@ -15,16 +15,8 @@ from pydantic import JsonValue
 
 from accounting.report.fields import Verdict
 from accounting.report.phrase import NOT_STATED, bound
-from accounting.report.record import (
-    Assumption,
-    Guarantee,
-    Interval,
-    LedgerBudget,
-    Report,
-    Scores,
-    Status,
-    TaskMetrics,
-)
+from accounting.report.record import Assumption, Guarantee, LedgerBudget, Report, Status
+from accounting.report.scores import Interval, Scores, TaskMetrics, ValueMetrics
 from accounting.report.started import StartedFrom
 
 Row = tuple[str, ...]
@@ -46,6 +38,12 @@ _SCORES = {
     "log loss": "log_loss",
     "normalized entropy": "normalized_entropy",
     "calibration (predicted / observed)": "calibration",
+}
+_OF_VALUES = {
+    "mean of the numbers": "mean",
+    "calibration (predicted / observed)": "calibration",
+    "relative squared error (1: their mean)": "relative_squared_error",
+    "normalized Gini": "normalized_gini",
 }
 
 
@@ -70,7 +68,8 @@ def markdown(report: Report) -> str:
             parts += ["The whole event, as the accountant reads it:", _md_json(report.mechanism.event)]
         if title == "Model":
             parts += ["## Metrics", *(_md_task(report, task) for task in report.metrics)]
-            parts += [] if report.metrics else [NOT_STATED]
+            parts += [_md_value(report, one) for one in report.values]
+            parts += [] if report.metrics or report.values else [NOT_STATED]
     parts += ["The exact configuration:", _md_json(report.run.config)]
     return "\n\n".join(parts) + "\n"
 
@@ -110,6 +109,7 @@ def html(report: Report) -> str:
             }
             for task in report.metrics
         ],
+        values=[{"task": one, "scores": value_scores(one), "covered": covered(report, one)} for one in report.values],
         plots=plots,
         indented=_indented,
     )
@@ -317,6 +317,11 @@ def scores(task: TaskMetrics) -> list[Row]:
     return [(label, cell(task.scores, name), cell(other, name)) for label, name in _SCORES.items()]
 
 
+def value_scores(task: ValueMetrics) -> list[Row]:
+    """Returns (metric, this model) rows of one number."""
+    return [(label, interval(getattr(task, name))) for label, name in _OF_VALUES.items()]
+
+
 def curve(task: TaskMetrics) -> list[Row]:
     """Returns (mean predicted, observed rate, rows) of the calibration curve."""
     return [
@@ -339,9 +344,9 @@ def counted(task: TaskMetrics) -> str:
     return f"{'about ' if task.release else ''}{task.rows:,} rows, {task.positives:,} positives."
 
 
-def covered(report: Report, task: TaskMetrics) -> str:
+def covered(report: Report, task: TaskMetrics | ValueMetrics) -> str:
     """Returns whether a promise covers these figures, as a sentence."""
-    if task.release is not None:
+    if isinstance(task, TaskMetrics) and task.release is not None:
         return f"Noisy: read from noisy counts, with intervals that hold their noise. By themselves: {task.release}."
     if report.guarantee is None:
         return "Computed without noise."
@@ -393,6 +398,11 @@ def _md_table(header: Row, rows: Iterable[Row]) -> str:
 
 def _md_json(value: JsonValue) -> str:
     return f"```json\n{_indented(value)}\n```"
+
+
+def _md_value(report: Report, task: ValueMetrics) -> str:
+    about = f"{task.rows:,} rows. {covered(report, task)}"
+    return "\n\n".join([f"### {_md(task.task)}", about, _md_table(("", "this model"), value_scores(task))])
 
 
 def _md_task(report: Report, task: TaskMetrics) -> str:

@@ -1,15 +1,18 @@
 """A report in a few lines, for a terminal: what a command line and a script print at the end of a run."""
 
 from accounting.report.phrase import bound
-from accounting.report.record import Interval, LedgerBudget, Report, TaskMetrics
+from accounting.report.record import LedgerBudget, Report
+from accounting.report.scores import Interval, TaskMetrics, ValueMetrics
 
 NOT_DEFINED = "not defined"
 
 
 def summary(report: Report) -> str:
-    """Returns two lines for each task, the claim, and what is left of the budget; segments are in the report."""
+    """Returns two lines for each task and number, the claim, and what is left; segments are in the report alone."""
     shown = [task for task in report.metrics if task.segment is None]
-    lines = [line for task in shown for line in in_lines(task, prefix=f"{task.task}: " if len(shown) > 1 else "")]
+    several = len(shown) + len(report.values) > 1
+    lines = [line for task in shown for line in in_lines(task, prefix=f"{task.task}: " if several else "")]
+    lines += [line for one in report.values for line in _value_of(one, prefix=f"{one.task}: " if several else "")]
     return "\n".join([*lines, report.headline, _budget(report.budget)])
 
 
@@ -22,6 +25,14 @@ def in_lines(task: TaskMetrics, *, prefix: str = "") -> list[str]:
     return [
         f"{prefix}AUC {_interval(scores.auc)}, normalized entropy {_interval(scores.normalized_entropy)}{beside}",
         f"{prefix}calibration {_interval(scores.calibration)} (predicted / observed)",
+    ]
+
+
+def _value_of(task: ValueMetrics, *, prefix: str) -> list[str]:
+    return [
+        f"{prefix}normalized Gini {_interval(task.normalized_gini)}, "
+        f"relative squared error {_interval(task.relative_squared_error)}",
+        f"{prefix}calibration {_interval(task.calibration)} (predicted / observed)",
     ]
 
 

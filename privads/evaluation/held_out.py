@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Ledger
-from accounting.report.record import Interval, Scores, TaskMetrics
+from accounting.report.scores import Interval, Scores, TaskMetrics
 from privads.batch import Rows
 from privads.config import ConfigError
 from privads.evaluation.histogram import HistogramMetrics

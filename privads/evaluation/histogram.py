@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from accounting import mechanisms
-from privads.evaluation.metrics import Floats, Interval, ScoreSums, _arrays, _check
+from privads.evaluation.metrics import Floats, Interval, ScoreSums, _arrays, check_bootstrap
 from privads.signals.query import Grid
 
 SCORE = "score"
@@ -200,7 +200,7 @@ class ScoreHistogram:
         t* the reading of a replicate and t° that of the cleaned counts, the interval is the basic one (Davison and
         Hinkley 1997, section 5.2): [t + t° − q_high(t*), t + t° − q_low(t*)]. Costs no budget: reads the counts only.
         """
-        _check(level, replicates)
+        check_bootstrap(level, replicates)
         center, rng, bound = self.cleaned, np.random.default_rng(seed), self.rows_per_unit
         found = []
         for _ in range(replicates):

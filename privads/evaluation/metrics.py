@@ -64,12 +64,12 @@ class ScoreSums:
     @property
     def log_loss(self) -> float:
         """The mean log loss in nats."""
-        return _ratio(self.loss, self.weight)
+        return ratio(self.loss, self.weight)
 
     @property
     def normalized_entropy(self) -> float:
         """The mean log loss over the entropy of the same rows' base rate; nan where there is one class."""
-        rate = _ratio(self.positives, self.weight)
+        rate = ratio(self.positives, self.weight)
         if not 0.0 < rate < 1.0:
             return math.nan
         return self.log_loss / (-rate * math.log(rate) - (1.0 - rate) * math.log1p(-rate))
@@ -77,7 +77,7 @@ class ScoreSums:
     @property
     def calibration(self) -> float:
         """Predicted over observed positives; 1 is calibrated, nan where no label is 1."""
-        return _ratio(self.predicted, self.positives)
+        return ratio(self.predicted, self.positives)
 
 
 @dataclass(frozen=True)
@@ -151,20 +151,20 @@ def evaluate(
     >>> evaluate([0, 1, 1, 0], [0.2, 0.9, 0.6, 0.3], [0, 0, 1, 1]).auc
     Interval(value=1.0, low=1.0, high=1.0)
     """
-    _check(level, replicates)
+    check_bootstrap(level, replicates)
     label, score, weight = _arrays(labels, scores, weights)
-    codes = _unit_codes(units, len(label))
+    codes = codes_of_units(units, len(label))
     other = None
     if reference is not None:
         other = _arrays(labels, reference, weights, scores_name="reference")[1]
-    found = _task_metrics(label, score, weight, codes, level, _multiplicities(codes, replicates, seed))
+    found = _task_metrics(label, score, weight, codes, level, multiplicities(codes, replicates, seed))
     if other is None:
         return found
-    draws = _multiplicities(codes, replicates, seed)
+    draws = multiplicities(codes, replicates, seed)
     return replace(found, reference=_task_metrics(label, other, weight, codes, level, draws))
 
 
-def _multiplicities(codes: NDArray[np.int64], replicates: int, seed: int) -> Iterator[Floats]:
+def multiplicities(codes: NDArray[np.int64], replicates: int, seed: int) -> Iterator[Floats]:
     """How often each unit is in the data, (units,): once, then in every replicate, drawn with replacement."""
     units = int(codes.max()) + 1 if len(codes) else 0
     yield np.ones(units)
@@ -193,15 +193,16 @@ def _task_metrics(
     return TaskMetrics(
         rows=len(label),
         positives=int(label.sum()),
-        auc=_interval(values[:, 0], level),
-        log_loss=_interval(values[:, 1], level),
-        normalized_entropy=_interval(values[:, 2], level),
-        calibration=_interval(values[:, 3], level),
+        auc=interval(values[:, 0], level),
+        log_loss=interval(values[:, 1], level),
+        normalized_entropy=interval(values[:, 2], level),
+        calibration=interval(values[:, 3], level),
         curve=_curve(label, score, weight, codes, level),
     )
 
 
-def _interval(values: Floats, level: float) -> Interval:
+def interval(values: Floats, level: float) -> Interval:
+    """Returns the first of the values with the quantiles (1 ± level)/2 of those after it that are defined."""
     value, defined = float(values[0]), values[1:][~np.isnan(values[1:])]
     if math.isnan(value) or not len(defined):
         return Interval(value, math.nan, math.nan)
@@ -212,22 +213,31 @@ def _interval(values: Floats, level: float) -> Interval:
 def _weighted_auc(
     label: Floats, score: Floats, weight: Floats, codes: NDArray[np.int64] | None = None
 ) -> Callable[..., float]:
-    """The AUC as a function of how often each unit is in the data: sorts once, then O(n) per call."""
+    """The AUC as a function of how often each unit is in the data."""
+    return concordance(weight * label, weight * (1.0 - label), score, codes)
+
+
+def concordance(
+    higher: Floats, lower: Floats, score: Floats, codes: NDArray[np.int64] | None = None
+) -> Callable[..., float]:
+    """P(a row drawn by the weights ``higher`` scores above one drawn by ``lower``), ties counted 1/2, as a function of
+    how often each unit is in the data: sorts once, then O(n) per call.
+    """
     order = np.argsort(score, kind="stable")
     sorted_score = score[order]
     starts = np.flatnonzero(np.concatenate([[True], sorted_score[1:] != sorted_score[:-1]])[: len(score)])
-    positive, negative = (weight * label)[order], (weight * (1.0 - label))[order]
+    first, second = higher[order], lower[order]
     owner = None if codes is None else codes[order]
 
-    def area(times: Floats | None = None) -> float:
+    def share(times: Floats | None = None) -> float:
         copies = 1.0 if times is None or owner is None else times[owner]
-        of_positives = np.add.reduceat(positive * copies, starts)  # (distinct scores,)
-        of_negatives = np.add.reduceat(negative * copies, starts)
-        below = np.cumsum(of_negatives) - of_negatives / 2.0  # negatives below, plus half of those that tie
-        won = float(np.einsum("g,g->", of_positives, below))
-        return _ratio(won, float(of_positives.sum() * of_negatives.sum()))
+        highs = np.add.reduceat(first * copies, starts)  # (distinct scores,)
+        lows = np.add.reduceat(second * copies, starts)
+        below = np.cumsum(lows) - lows / 2.0  # those below, plus half of those that tie
+        won = float(np.einsum("g,g->", highs, below))
+        return ratio(won, float(highs.sum() * lows.sum()))
 
-    return area
+    return share
 
 
 def _curve(
@@ -250,9 +260,9 @@ def _curve(
 def _bin(label: Floats, score: Floats, weight: Floats, codes: NDArray[np.int64], level: float) -> CalibrationBin:
     sums = ScoreSums(*_row_sums(label, score, weight).sum(axis=0).tolist())
     of_units = np.bincount(np.unique(codes, return_inverse=True)[1], weight)
-    rate = _ratio(sums.positives, sums.weight)
-    low, high = _wilson(rate, _ratio(sums.weight**2, float(of_units @ of_units)), level)
-    return CalibrationBin(_ratio(sums.predicted, sums.weight), rate, low, high, len(label))
+    rate = ratio(sums.positives, sums.weight)
+    low, high = _wilson(rate, ratio(sums.weight**2, float(of_units @ of_units)), level)
+    return CalibrationBin(ratio(sums.predicted, sums.weight), rate, low, high, len(label))
 
 
 def _wilson(rate: float, size: float, level: float) -> tuple[float, float]:
@@ -273,7 +283,8 @@ def _row_sums(label: Floats, score: Floats, weight: Floats) -> Floats:
     return np.asarray(weight[:, None] * np.stack([np.ones_like(label), label, score, loss], axis=1))
 
 
-def _ratio(numerator: float, denominator: float) -> float:
+def ratio(numerator: float, denominator: float) -> float:
+    """Returns numerator / denominator; nan where the denominator is not positive."""
     return numerator / denominator if denominator > 0.0 else math.nan
 
 
@@ -297,7 +308,7 @@ def _arrays(
     return label, score, weight
 
 
-def _unit_codes(units: ArrayLike, rows: int) -> NDArray[np.int64]:
+def codes_of_units(units: ArrayLike, rows: int) -> NDArray[np.int64]:
     """The units as codes 0, 1, ... without gaps, (rows,)."""
     owner = np.asarray(units)
     if owner.shape != (rows,):
@@ -307,7 +318,8 @@ def _unit_codes(units: ArrayLike, rows: int) -> NDArray[np.int64]:
     return np.unique(owner, return_inverse=True)[1].astype(np.int64)
 
 
-def _check(level: float, replicates: int) -> None:
+def check_bootstrap(level: float, replicates: int) -> None:
+    """Refuse a level outside (0, 1) and less than one replicate."""
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     if replicates < 1:

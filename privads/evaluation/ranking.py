@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from privads.evaluation.metrics import Floats, Interval, _arrays, _check, _interval, _ratio, auc
+from privads.evaluation.metrics import Floats, Interval, _arrays, auc, check_bootstrap, interval, ratio
 
 GroupWeight = Literal["impressions", "positives"]
 
@@ -43,12 +43,12 @@ class MeanSums:
     @property
     def mean(self) -> float:
         """The weighted mean over the groups that define the value; nan where none does."""
-        return _ratio(self.total, self.weight)
+        return ratio(self.total, self.weight)
 
     @property
     def share_left_out(self) -> float:
         """The share of all weight in groups that do not define the value; nan where there is no weight."""
-        return _ratio(self.left_out, self.weight + self.left_out)
+        return ratio(self.left_out, self.weight + self.left_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class PerGroup:
         Groups are taken for the privacy units or for parts of independent ones; where a unit owns several groups, the
         interval is too narrow.
         """
-        _check(level, replicates)
+        check_bootstrap(level, replicates)
         known = ~np.isnan(self.values)
         weights = self.weights[known]
         totals, groups = self.values[known] * weights, int(known.sum())
@@ -79,8 +79,8 @@ class PerGroup:
         rng = np.random.default_rng(seed)
         for _ in range(replicates if groups >= 2 else 0):
             drawn = rng.integers(0, groups, groups)
-            found.append(_ratio(float(totals[drawn].sum()), float(weights[drawn].sum())))
-        return _interval(np.array(found), level)
+            found.append(ratio(float(totals[drawn].sum()), float(weights[drawn].sum())))
+        return interval(np.array(found), level)
 
 
 def auc_by_group(
@@ -138,7 +138,7 @@ def recall_by_group(relevance: ArrayLike, scores: ArrayLike, groups: ArrayLike, 
     found = []
     for rows in _rows_by_group(groups, len(grade)):
         relevant = _tie_means((grade[rows] > 0.0).astype(np.float64), score[rows])
-        found.append(_ratio(float(relevant[:k].sum()), float(relevant.sum())))
+        found.append(ratio(float(relevant[:k].sum()), float(relevant.sum())))
     return PerGroup(np.array(found, dtype=np.float64), np.ones(len(found)))
 
 
@@ -159,7 +159,7 @@ def ndcg_by_group(relevance: ArrayLike, scores: ArrayLike, groups: ArrayLike, *,
         depth = discount[: len(rows)]
         gained = float((_tie_means(grade[rows], score[rows])[: len(depth)] * depth).sum())
         best = float((np.sort(grade[rows])[::-1][: len(depth)] * depth).sum())
-        found.append(_ratio(gained, best))
+        found.append(ratio(gained, best))
     return PerGroup(np.array(found, dtype=np.float64), np.ones(len(found)))
 
 

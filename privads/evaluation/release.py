@@ -104,9 +104,11 @@ class MetricsPlan:
         """Returns the plan for rows whose files ``schema`` describes; see `release_metrics`."""
         if type(rows_per_unit) is not int:
             raise ValueError(f"rows_per_unit must be a whole number of at least 1, got {rows_per_unit!r}")
-        chosen = tuple(schema.tasks if tasks is None else tasks)
-        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(schema.tasks):
-            raise ValueError(f"tasks must be different ones of {list(schema.tasks)}, got {list(chosen)}")
+        chosen = tuple(schema.events if tasks is None else tasks)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(f"tasks must be different labels of yes or no, got {list(chosen)}")
+        for task in chosen:
+            schema.check_event(task)
         parts = {column: tuple(values) for column, values in (segments or {}).items()}
         for column, values in parts.items():
             if not values or not all(isinstance(one, str) for one in values):
@@ -173,10 +175,10 @@ def release_metrics(
 ) -> MetricsRelease:
     """Returns the model's metrics on ``logs`` with noise that keeps ``budget``, charged before the first row is read.
 
-    rows_per_unit: the most rows of one unit that count, a uniform choice of its rows; noise grows with it. tasks: all
-    of the schema's where None. segments: categorical columns and, of each, the public values to judge apart; each
-    column is another table for each task, and all get more noise. ledger: None only where the schema declares the log
-    public, as insecure_seed. A failure after the charge gives nothing back.
+    rows_per_unit: the most rows of one unit that count, a uniform choice of its rows; noise grows with it. tasks: where
+    None, all whose label is yes or no. segments: categorical columns and, of each, the public values that are judged
+    apart; a column is one table more for each task, and all get more noise. ledger: None only where the schema declares
+    the log public, as insecure_seed. A failure after the charge gives nothing back.
     """
     plan = MetricsPlan.of(
         source_of(logs), budget, rows_per_unit=rows_per_unit, tasks=tasks, segments=segments, grid=grid

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from privads.batch import Batch, Rows, padding
 from privads.logs.logs import Logs
 from privads.logs.raw import Raw
 from privads.logs.schema import Numeric, Schema
+from privads.models.heads import head_of
 from privads.signals.query import check_categorical
 
 LARGEST = 40.0
@@ -47,7 +49,7 @@ class Scored:
         return self.rows.split_text if isinstance(self.rows, Logs) else "all rows"
 
     def check(self) -> None:
-        """Refuse missing files and columns, and a model without a logit for each task; reads no row."""
+        """Refuse missing files and columns, and a model without outputs for each task; reads no row."""
         if self.segments and not isinstance(self.rows, Logs):
             raise ValueError("segments are columns of a log: pass Logs")
         check_outputs(self.model, self.rows.schema, self.tasks)
@@ -62,9 +64,12 @@ class Scored:
                 continue
             with torch.no_grad():
                 outputs = self.model(batch.to(device))
-            scores = {score_of(task): outputs[task].double().cpu().numpy() for task in self.tasks}
-            numbers = {name: np.clip(score, -LARGEST, LARGEST) for name, score in scores.items()}
+            numbers = {score_of(task): self._log_odds(task, outputs[task]) for task in self.tasks}
             yield replace(raw, numbers=numbers, texts={name: raw.texts[name] for name in self.segments})
+
+    def _log_odds(self, task: str, outputs: torch.Tensor) -> NDArray[np.float64]:
+        *_, probability = head_of(self.rows.schema.labels[task]).read(outputs.double()).values()
+        return np.asarray(np.clip(torch.logit(probability).cpu().numpy(), -LARGEST, LARGEST))
 
 
 def source_of(rows: Rows) -> Schema:
@@ -94,14 +99,18 @@ def scored_schema(schema: Schema, tasks: Sequence[str], segments: Sequence[str] 
 
 
 def check_outputs(model: nn.Module, schema: Schema, tasks: Sequence[str]) -> None:
-    """Refuse a model whose outputs on a made-up row are not one logit for each task."""
+    """Refuse a model whose outputs on a made-up row are not those of each task's label."""
     model.eval()
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
     with torch.no_grad():
         outputs = model(padding(schema, 2).to(device))
     for task in tasks:
-        if not isinstance(outputs, Mapping) or task not in outputs or tuple(outputs[task].shape) != (2,):
-            raise ValueError(f"the model must return a logit of shape (rows,) for task {task!r}")
+        width = head_of(schema.labels[task]).width
+        shape = (2,) if width == 1 else (2, width)
+        if not isinstance(outputs, Mapping) or task not in outputs or tuple(outputs[task].shape) != shape:
+            raise ValueError(
+                f"the model must return outputs of shape {'(rows,)' if width == 1 else f'(rows, {width})'} for {task!r}"
+            )
 
 
 def _judged(rows: Rows) -> Iterator[tuple[Raw, Batch]]:
@@ -116,7 +125,7 @@ def _judged(rows: Rows) -> Iterator[tuple[Raw, Batch]]:
         raw = Raw(
             numbers={},
             texts={},
-            labels={task: label.numpy() == 1.0 for task, label in batch.labels.items()},
+            labels={task: (label.numpy() == 1.0).astype(np.float32) for task, label in batch.labels.items()},
             observed={task: known.numpy() for task, known in batch.observed.items()},
             units=[units[numbers].astype(str).astype(object)],
             times=np.full(len(numbers), "NaT", dtype="datetime64[us]"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from privads.evaluation.metrics import Interval, ScoreSums, _arrays, _unit_codes, evaluate
+from privads.evaluation.metrics import Interval, ScoreSums, _arrays, codes_of_units, evaluate
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def by_segment(
     [('a', 1), ('b', 2)]
     """
     label, score, _ = _arrays(labels, scores, None)
-    codes = _unit_codes(units, len(label))
+    codes = codes_of_units(units, len(label))
     names = _segment_names(segments, len(label))
     found = []
     for name in np.unique(names):

@@ -91,7 +91,7 @@ class Plan:
     @classmethod
     def of(cls, schema: Schema, budget: Budget, *, label: str | None = None, rows_per_unit: int = 1) -> "Plan":
         """Returns the plan: a table of all rows, and for each column one by value and label."""
-        label = schema.tasks[0] if label is None else label
+        label = next(iter(schema.events), schema.tasks[0]) if label is None else label
         queries = [Query(by=(), label=label)]
         queries += [Query(by=(grid_of(schema, name),), label=label) for name in schema.numeric]
         queries += [Query(by=(name,), label=label) for name in schema.categorical]

@@ -99,7 +99,7 @@ class Features(BaseModel):
 
     def encoded(self, part: Part) -> Part:
         """Returns a part that was encoded with ``raw`` as a model reads it."""
-        dense, ids = self.transform(raw_rows(part))
+        dense, ids = self.transform(raw_rows(part, self.source))
         return replace(part, dense=dense, ids=ids)
 
     @property

@@ -49,8 +49,9 @@ class CachedRows:
 
     dense: NDArray[np.float32]
     ids: NDArray[np.int32]
-    labels: Mapping[str, NDArray[np.bool_]]
+    labels: Mapping[str, NDArray[np.float32]]
     observed: Mapping[str, NDArray[np.bool_]]
+    hours: Mapping[str, NDArray[np.float32]]
     reference: Mapping[str, NDArray[np.float64]]
     units: NDArray[np.int64]
 
@@ -111,7 +112,8 @@ def record_type(schema: Schema) -> np.dtype[np.void]:
             ("reference", np.float64, (len(schema.reference),)),
             ("dense", np.float32, (len(schema.numeric),)),
             ("ids", np.int32, (fields,)),
-            ("labels", np.bool_, (tasks,)),
+            ("labels", np.float32, (tasks,)),
+            ("hours", np.float32, (len(schema.waiting), 2)),
             ("observed", np.bool_, (tasks,)),
         ],
         align=True,
@@ -121,9 +123,9 @@ def record_type(schema: Schema) -> np.dtype[np.void]:
 def _packed(part: Part, layout: np.dtype[np.void]) -> Records:
     records = np.zeros(len(part.fits), dtype=layout)
     records["dense"], records["ids"] = part.dense, part.ids
-    for name, columns in (("labels", part.labels), ("observed", part.observed), ("reference", part.reference)):
-        for position, task in enumerate(columns):
-            records[name][:, position] = columns[task]
+    for name in ("labels", "observed", "reference", "hours"):
+        for position, column in enumerate(getattr(part, name).values()):
+            records[name][:, position] = column
     return records
 
 
@@ -141,6 +143,7 @@ def _mapped(file: BinaryIO, rows: int, layout: np.dtype[np.void], schema: Schema
         ids=records["ids"],
         labels=columns("labels", schema.tasks),
         observed=columns("observed", schema.tasks),
+        hours=columns("hours", schema.waiting),
         reference=columns("reference", schema.reference),
         units=units,
     )
@@ -181,14 +184,18 @@ def _joined(
     held: Sequence[tuple[Records, list[NDArray[np.object_]]]],
 ) -> tuple[Records, list[NDArray[np.object_]]]:
     columns = zip(*(keys for _, keys in held), strict=True)
-    return np.concatenate([records for records, _ in held]), [np.concatenate(column) for column in columns]
+    # as words: numpy leaves what lies between a record's fields to whatever the memory held, and that reaches the disk
+    words = np.concatenate([_words(records) for records, _ in held])
+    return words.view(held[0][0].dtype).reshape(-1), [np.concatenate(column) for column in columns]
 
 
 def _taken(records: Records, chosen: NDArray[np.int64]) -> Records:
-    words = records.view(np.int32).reshape(
-        len(records), records.itemsize // 4
-    )  # numpy gathers numbers far faster than records
-    return np.take(words, chosen, axis=0).view(records.dtype).reshape(-1)
+    return np.take(_words(records), chosen, axis=0).view(records.dtype).reshape(-1)
+
+
+def _words(records: Records) -> NDArray[np.int32]:
+    """Returns (rows, words) the same memory as numbers, which numpy gathers far faster than records."""
+    return records.view(np.int32).reshape(len(records), records.itemsize // 4)
 
 
 class _Spill:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from privads.batch import Batch
 from privads.features.stateless import hash_buckets, log_scale
 from privads.logs.reader import MISSING_TEXTS, LogError
-from privads.logs.schema import EPOCH_SECONDS, DelayedLabel, Schema
+from privads.logs.schema import EPOCH_SECONDS, DelayedLabel, Schema, ValueLabel
 
 MISSING = -1
 Texts = tuple[NDArray[np.int64], list[str | None]]
@@ -49,7 +49,7 @@ class Columns(Protocol):
         ...
 
     @property
-    def labels(self) -> Mapping[str, NDArray[np.bool_]]:
+    def labels(self) -> Mapping[str, NDArray[np.float32]]:
         """Per task (rows,)."""
         ...
 
@@ -58,23 +58,30 @@ class Columns(Protocol):
         """Per task (rows,)."""
         ...
 
+    @property
+    def hours(self) -> Mapping[str, NDArray[np.floating[Any]]]:
+        """Per task that waits (rows, 2), as `Batch` has them."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """Some encoded rows. dense: (rows, numeric). ids: (rows, categorical), rows of the fused table. units: per unit
-    column (rows,) text or None. times: (rows,) datetime64[us], NaT where unknown. fits: (rows,) bool.
+    column (rows,) text or None. times: (rows,) datetime64[us], NaT where unknown. fits: (rows,) bool. hours: per task
+    that waits (rows, 2), as `Batch` has them.
     numbers, texts: the columns before they are encoded, as `Raw` has them; only where asked for, and then in place of
     dense and ids, which are empty.
     """
 
     dense: NDArray[np.float32]
     ids: NDArray[np.int32]
-    labels: dict[str, NDArray[np.bool_]]
+    labels: dict[str, NDArray[np.float32]]
     observed: dict[str, NDArray[np.bool_]]
     reference: dict[str, NDArray[np.float64]]
     units: list[NDArray[np.object_]]
     times: NDArray[np.datetime64]
     fits: NDArray[np.bool_]
+    hours: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     texts: dict[str, Texts] = field(default_factory=dict)
 
@@ -124,7 +131,7 @@ def encode(batch: pa.RecordBatch, schema: Schema, *, raw: bool = False) -> Part:
         unit, bad = _texts(batch[name], exact=True)
         fits &= mark(name, bad | pd.isna(unit))
         units.append(unit)
-    labels, observed = _labels(batch, schema, times, mark)
+    labels, observed, hours = _labels(batch, schema, times, mark)
     if schema.public and misfits:
         column, count = next(iter(misfits.items()))
         raise LogError(
@@ -140,6 +147,7 @@ def encode(batch: pa.RecordBatch, schema: Schema, *, raw: bool = False) -> Part:
         units=units,
         times=times,
         fits=fits,
+        hours=hours,
         numbers=kept_numbers,
         texts=kept_texts,
     )
@@ -148,14 +156,15 @@ def encode(batch: pa.RecordBatch, schema: Schema, *, raw: bool = False) -> Part:
 def as_batch(columns: Columns, row_numbers: NDArray[np.int64]) -> Batch:
     """Returns these rows as a `Batch`; every categorical field is a bag of length 1."""
     fields = columns.ids.shape[1]
-    labels = {task: label[row_numbers].astype(np.float32) for task, label in columns.labels.items()}
+    hours = {task: waited[row_numbers].astype(np.float32) for task, waited in columns.hours.items()}
     return Batch(
         dense=torch.from_numpy(columns.dense[row_numbers]),
         ids=torch.from_numpy(columns.ids[row_numbers].ravel().astype(np.int64)),
         offsets=torch.arange(len(row_numbers) * fields + 1),
-        labels={task: torch.from_numpy(label) for task, label in labels.items()},
+        labels={task: torch.from_numpy(label[row_numbers]) for task, label in columns.labels.items()},
         observed={task: torch.from_numpy(known[row_numbers]) for task, known in columns.observed.items()},
         weights=torch.ones(len(row_numbers)),
+        hours={task: torch.from_numpy(waited) for task, waited in hours.items()},
     )
 
 
@@ -191,23 +200,51 @@ def _labels(
     schema: Schema,
     times: NDArray[np.datetime64],
     mark: Callable[[str, NDArray[np.bool_]], NDArray[np.bool_]],
-) -> tuple[dict[str, NDArray[np.bool_]], dict[str, NDArray[np.bool_]]]:
-    labels, observed = {}, {}
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.bool_]], dict[str, NDArray[np.float64]]]:
+    labels, observed, hours = {}, {}, {}
     for task, label in schema.labels.items():
-        if isinstance(label, DelayedLabel):
+        if isinstance(label, ValueLabel):
+            given, bad = _numbers(batch[label.value])
+            known = _is_value(given, label)
+            values = np.where(known, np.minimum(given, label.most), 0.0)
+            mark(label.value, bad | (~known & ~np.isnan(given)))
+        elif isinstance(label, DelayedLabel):
             events, bad = _times(batch[label.time], schema.time_format)
             delay_hours = (events - times) / np.timedelta64(1, "h")
             known = ~bad & ~(delay_hours < 0)  # an event before its impression is a misfit
             values = delay_hours <= label.within_hours
             mark(label.time, ~known)
+            if label.waiting:
+                hours[task] = waited_hours(delay_hours, np.full(len(times), label.within_hours), label)
         else:
             given, bad = _numbers(batch[label])
             values = given == 1
             known = values | (given == 0)
             mark(label, bad | (~known & ~np.isnan(given)))
-        labels[task] = values & known
+        labels[task] = np.where(known, values, 0).astype(np.float32)
         observed[task] = known
-    return labels, observed
+    return labels, observed, hours
+
+
+def waited_hours(
+    delay_hours: NDArray[np.float64], elapsed_hours: NDArray[np.float64], label: DelayedLabel
+) -> NDArray[np.float64]:
+    """Returns (rows, 2) the hours of a label that waits, as `Batch` has them.
+
+    delay_hours: (rows,) until the event, NaN where there is none. elapsed_hours: (rows,) until now.
+    """
+    elapsed = np.clip(elapsed_hours, 0.0, label.within_hours)
+    return np.stack([np.clip(np.fmin(delay_hours, elapsed), 0.0, None), elapsed], axis=1)
+
+
+def _is_value(given: NDArray[np.float64], label: ValueLabel) -> NDArray[np.bool_]:
+    """Returns (rows,) whether a number is one that the label can be; False where it is missing."""
+    fits = given >= (1 if label.kind == "ordinal" else 0)
+    if label.kind != "log-normal":
+        fits &= given == np.floor(given)
+    if label.kind == "ordinal":
+        fits &= given <= label.most
+    return np.asarray(fits)
 
 
 def _dictionary(column: pa.Array, *, exact: bool = False) -> tuple[NDArray[np.int64], list[Any]]:

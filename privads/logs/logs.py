@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from privads.batch import Batch
 from privads.logs.cache import CachedRows, cached, check_folder, check_kept
-from privads.logs.encode import Part, as_batch, encode, uniform_of_key
+from privads.logs.encode import Part, as_batch, encode, uniform_of_key, waited_hours
 from privads.logs.raw import Raw, batch_of, own_reading, raw_rows
 from privads.logs.reader import LogError, check_columns, find_files, read_batches, telling_no_row
 from privads.logs.schema import DelayedLabel, Schema
@@ -95,7 +95,8 @@ class Logs:
         """Returns (train, test), split at the time ``after`` or by a salted hash of the unit's key. Opens nothing.
 
         after: rows at or after it are for testing. A delayed label whose window had not closed by then is unobserved
-        in training, as it would have been on the day. test_fraction: in (0, 1).
+        in training, as it would have been on the day; one that waits is what it was then, with how long it had waited.
+        test_fraction: in (0, 1).
         """
         if self.side is not None:
             raise ValueError(f"these are already one side of a split ({self.side}): split the whole log")
@@ -160,7 +161,7 @@ class Logs:
         """Yields the rows with their features as the files have them, in their order. Reads the rows."""
         self.check()
         with telling_no_row(self._unreadable, public=self.schema.public):
-            yield from map(raw_rows, self._read(raw=True))
+            yield from (raw_rows(part, self.source) for part in self._read(raw=True))
 
     def judged(self) -> Iterator[tuple[Raw, Batch]]:
         """Yields the rows as the files have them, and as a model reads them, in their order. Reads the rows."""
@@ -233,16 +234,28 @@ def _select(part: Part, chosen: NDArray[np.bool_]) -> Part:
         units=[unit[chosen] for unit in part.units],
         times=part.times[chosen],
         fits=part.fits[chosen],
+        hours={task: waited[chosen] for task, waited in part.hours.items()},
         numbers={name: values[chosen] for name, values in part.numbers.items()},
         texts={name: (codes[chosen], values) for name, (codes, values) in part.texts.items()},
     )
 
 
 def _as_known_at(part: Part, schema: Schema, moment: datetime) -> Part:
-    """Returns the rows with every delayed label unobserved whose window had not closed at ``moment``."""
-    observed = dict(part.observed)
+    """Returns the rows with their delayed labels as they were at ``moment``: unobserved while the window was open, or
+    where they wait, 0 until the event had come.
+    """
+    labels, observed, hours = dict(part.labels), dict(part.observed), dict(part.hours)
+    now = np.datetime64(moment, "us")
     for task, label in schema.labels.items():
-        if isinstance(label, DelayedLabel):
+        if not isinstance(label, DelayedLabel):
+            continue
+        if label.waiting:
+            elapsed = (now - part.times) / np.timedelta64(1, "h")
+            delay = np.where(part.labels[task] == 1, part.hours[task][:, 0], np.nan)
+            seen = np.where(delay < elapsed, delay, np.nan)  # an event at the moment itself is none yet
+            labels[task] = (~np.isnan(seen)).astype(np.float32)
+            hours[task] = waited_hours(seen, elapsed, label)
+        else:
             closes = part.times + np.timedelta64(round(label.within_hours * 3.6e9), "us")
-            observed[task] = observed[task] & (closes <= np.datetime64(moment, "us"))
-    return Part(**{**vars(part), "observed": observed})
+            observed[task] = observed[task] & (closes <= now)
+    return replace(part, labels=labels, observed=observed, hours=hours)

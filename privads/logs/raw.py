@@ -1,6 +1,6 @@
 """`Raw`: rows with their features as the files have them, for transforms and tables; the schema's ranges hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,13 @@ from privads.logs.schema import Schema
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Raw:
     """Some rows before any transform. numbers: per numeric column (rows,) float, NaN where missing, clipped to the
-    schema's range. texts: per categorical column. labels, observed: per task (rows,). units: per unit column (rows,).
-    times: (rows,) datetime64[us].
+    schema's range. texts: per categorical column. labels, observed: per task (rows,); a label that waits is observed
+    once its window has closed. units: per unit column (rows,). times: (rows,) datetime64[us].
     """
 
     numbers: dict[str, NDArray[np.float64]]
     texts: dict[str, Texts]
-    labels: dict[str, NDArray[np.bool_]]
+    labels: dict[str, NDArray[np.float32]]
     observed: dict[str, NDArray[np.bool_]]
     units: list[NDArray[np.object_]]
     times: NDArray[np.datetime64]
@@ -31,13 +31,14 @@ class Raw:
         return len(self.times)
 
 
-def raw_rows(part: Part) -> Raw:
+def raw_rows(part: Part, schema: Schema) -> Raw:
     """Returns the rows of a part that was encoded with ``raw``."""
+    closed = {task: part.hours[task][:, 1] >= label.within_hours for task, label in schema.waiting.items()}
     return Raw(
         numbers=part.numbers,
         texts=part.texts,
         labels=part.labels,
-        observed=part.observed,
+        observed={task: known & closed.get(task, True) for task, known in part.observed.items()},
         units=part.units,
         times=part.times,
     )
@@ -58,7 +59,7 @@ def own_reading(raw: Raw, schema: Schema) -> tuple[NDArray[np.float32], NDArray[
 
 
 def batch_of(raw: Raw, dense: NDArray[np.float32], ids: NDArray[np.int32]) -> Batch:
-    """Returns the rows as a model reads them, from what they were made to."""
+    """Returns the rows as a model reads them, from what they were made to; without how long labels have waited."""
     return as_batch(_Made(dense=dense, ids=ids, labels=raw.labels, observed=raw.observed), np.arange(raw.rows))
 
 
@@ -68,5 +69,6 @@ class _Made:
 
     dense: NDArray[np.float32]
     ids: NDArray[np.int32]
-    labels: dict[str, NDArray[np.bool_]]
+    labels: dict[str, NDArray[np.float32]]
     observed: dict[str, NDArray[np.bool_]]
+    hours: dict[str, NDArray[np.float64]] = field(default_factory=dict)

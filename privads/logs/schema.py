@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from accounting.budget import EXAMPLE, PrivacyUnit
 from privads.config import ConfigError, parse_model
@@ -25,6 +25,9 @@ MISSING_BUCKETS = 1
 EPOCH_SECONDS = "epoch-seconds"
 """The time format of a column that counts seconds, from 1970 or from the start of the log."""
 
+MOST_LEVELS = 100
+"""An ordinal label has at most so many levels: each is an output of the model."""
+
 MOST_BUCKETS = 2**31 - 1
 """Rows of the fused table are numbered in 32 bits."""
 
@@ -34,10 +37,73 @@ class _Facts(BaseModel):
 
 
 class DelayedLabel(_Facts):
-    """A label that is 1 if the event at column ``time`` came within ``within_hours`` of the impression."""
+    """A label that is 1 if the event at column ``time`` came within ``within_hours`` of the impression.
+
+    waiting: rows whose window is still open take part in training too, with how long each has waited; else their label
+    is unobserved. median_hours: half of the events come within so many hours, a public statement; without it the delays
+    are learned beside the label (`privads.models.heads`).
+    """
 
     time: str
     within_hours: float = Field(gt=0, le=1e6)
+    waiting: bool = False
+    median_hours: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.median_hours is not None and not (self.waiting and self.median_hours <= self.within_hours / 2):
+            raise ValueError(
+                "median_hours is about labels that wait, and at most half of within_hours: "
+                "add waiting = true, or leave it out"
+            )
+        return self
+
+    @property
+    def column(self) -> str:
+        """Where the label is made from."""
+        return self.time
+
+
+class ValueLabel(_Facts):
+    """A label that is the number in column ``value``: a count, an amount of money, or a level.
+
+    kind: count, a whole number from 0; log-normal, an amount from 0; ordinal, a level from 1 to ``most``. most: larger
+    numbers count as this one, of levels they are misfits. typical: about how large a number above 0 is, where a model
+    begins: 1 for counts and the square root of ``most`` for amounts unless stated. All three are public statements.
+    """
+
+    value: str
+    kind: Literal["count", "log-normal", "ordinal"]
+    most: float = Field(gt=0, le=1e9)
+    typical: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "ordinal" and not (self.most.is_integer() and 2 <= self.most <= MOST_LEVELS):
+            raise ValueError(f"most must be the number of levels, from 2 to {MOST_LEVELS}, got {self.most:g}")
+        if self.typical is not None and self.kind == "ordinal":
+            raise ValueError("typical is about counts and amounts: levels have none")
+        if self.typical is not None and self.typical > self.most:
+            raise ValueError(f"typical must be at most {self.most:g}, got {self.typical:g}")
+        return self
+
+    @property
+    def column(self) -> str:
+        """Where the label is made from."""
+        return self.value
+
+
+def _kind_of_label(stated: Any) -> str:
+    if isinstance(stated, Mapping):
+        return "number" if {"value", "kind", "most", "typical"} & set(stated) else "delayed"
+    return {DelayedLabel: "delayed", ValueLabel: "number"}.get(type(stated), "column")
+
+
+Label = Annotated[
+    Annotated[str, Tag("column")] | Annotated[DelayedLabel, Tag("delayed")] | Annotated[ValueLabel, Tag("number")],
+    Discriminator(_kind_of_label),
+]
+"""A column of 0 and 1, an event that may come later, or a number. By what is stated, so that an error names its key."""
 
 
 class History(_Facts):
@@ -124,7 +190,7 @@ class Schema(_Facts):
     time_format: str | None = None
     public: bool = False
     text: Text = Text()
-    labels: dict[str, Annotated[str | DelayedLabel, Field(union_mode="left_to_right")]]
+    labels: dict[str, Label]
     reference: dict[str, str] = {}
     reference_name: str = "reference"
     numeric: dict[str, Numeric] = {}
@@ -150,9 +216,9 @@ class Schema(_Facts):
             raise ValueError("a label with within_hours needs the time of the impression: add time = COLUMN")
         if self.bucket_starts[-1] > MOST_BUCKETS:
             raise ValueError(f"all buckets together must be at most {MOST_BUCKETS}, got {self.bucket_starts[-1]}")
-        unknown = set(self.reference) - set(self.labels)
+        unknown = set(self.reference) - set(self.events)
         if unknown:
-            raise ValueError(f"[reference] names {sorted(unknown)}, which is no label")
+            raise ValueError(f"[reference] names {sorted(unknown)}, which is no label of yes or no")
         if self.time is None and any(field.part for field in self.categorical.values()):
             raise ValueError("a part of the time needs the time of the impression: add time = COLUMN")
         for name, history in self._histories().items():
@@ -178,9 +244,27 @@ class Schema(_Facts):
         return tuple(self.labels)
 
     @property
+    def events(self) -> tuple[str, ...]:
+        """The tasks whose label is yes or no, and whose prediction is a probability."""
+        return tuple(task for task, label in self.labels.items() if not isinstance(label, ValueLabel))
+
+    @property
+    def waiting(self) -> dict[str, DelayedLabel]:
+        """The labels that are learned from while their window is open."""
+        labels = self.labels.items()
+        return {task: label for task, label in labels if isinstance(label, DelayedLabel) and label.waiting}
+
+    def check_event(self, task: str) -> None:
+        """Refuse a task that is no label, or whose label is no yes or no."""
+        if task not in self.labels:
+            raise ValueError(f"{task!r} is no label of the schema; known: {', '.join(self.labels)}")
+        if task not in self.events:
+            raise ValueError(f"{task!r} is a number, and this needs a label of yes or no{_one_of(self.events)}")
+
+    @property
     def label_columns(self) -> tuple[str, ...]:
         """The columns from which labels and references are made."""
-        labels = [label if isinstance(label, str) else label.time for label in self.labels.values()]
+        labels = [label if isinstance(label, str) else label.column for label in self.labels.values()]
         return (*labels, *self.reference.values())
 
     @property
@@ -314,6 +398,10 @@ def known_formats() -> tuple[str, ...]:
     """The public ads data sets whose schema comes with privads."""
     folder = resources.files("privads.logs") / "formats"
     return tuple(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def _one_of(tasks: tuple[str, ...]) -> str:
+    return f": {', '.join(tasks)}" if tasks else ""
 
 
 def _check_time_format(time_format: str) -> None:

@@ -1,4 +1,4 @@
-"""Models: each is ``forward(batch) -> {task: logit (rows,)}``, made from a schema."""
+"""Models: each is ``forward(batch) -> {task: logit (rows,)}``, made from a schema; a number has outputs of its kind."""
 
 import inspect
 from collections.abc import Mapping

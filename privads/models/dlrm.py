@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from privads.batch import Batch
 from privads.logs.schema import Schema
+from privads.models.heads import Outputs
 from privads.models.layers import SCALE, Features, Tower, checked, pairs
 
 
@@ -24,20 +25,20 @@ class DLRM(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = checked("a DLRM", {"dim": dim, "bottom": bottom, "top": top})
-        self.tasks, self.scale = schema.tasks, schema.fields**-0.5
+        self.outputs, self.scale = Outputs(schema), schema.fields**-0.5
         self.features = Features(schema, dim)
         self.bottom = Tower((len(schema.numeric) + 1, *bottom, dim))
         width = dim + self.features.vectors * (self.features.vectors + 1) // 2
         self.top = Tower((width, *top))
-        self.head = nn.Linear((width, *top)[-1], len(schema.tasks), bias=False)
+        self.head = nn.Linear((width, *top)[-1], self.outputs.width, bias=False)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {task: (rows,) logit}."""
+        """Returns {task: (rows,) logit, or (rows, width) outputs}."""
         wide, vectors, _ = self.features(batch)
         numbers = torch.cat([batch.dense, torch.ones_like(batch.weights)[:, None]], dim=1)
         z0 = self.bottom(self.scale * numbers)
         products = pairs(torch.cat([z0.unsqueeze(1), vectors], dim=1))
         read = torch.cat([z0, products], dim=1)
-        logits = wide + SCALE * self.head(self.top(read))  # (rows, tasks)
-        return {task: logits[:, t] for t, task in enumerate(self.tasks)}
+        columns = wide + SCALE * self.head(self.top(read))  # (rows, outputs)
+        return self.outputs(columns)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from privads.batch import Batch
 from privads.logs.schema import Schema
+from privads.models.heads import EVENT, head_of
 from privads.models.layers import SCALE, Features, Heads, checked
 
 
@@ -35,6 +36,9 @@ class ESMM(nn.Module):
         super().__init__()
         sizes = checked("an ESMM", {"dim": dim, "tower": tower})
         known = ", ".join(schema.tasks)
+        for task in schema.tasks:
+            if head_of(schema.labels[task]) != EVENT:
+                raise ValueError(f"an ESMM needs labels of yes or no, and {task!r} is a number or one that waits")
         if len(schema.tasks) != 2:
             raise ValueError(f"an ESMM needs two labels, click and conversion; the schema has {known}")
         click = click or next(task for task in schema.tasks if task != conversion)
@@ -44,7 +48,7 @@ class ESMM(nn.Module):
         self.settings = {"click": click, "conversion": conversion, **sizes}
         self.tasks, self.click, self.conversion = schema.tasks, click, conversion
         self.features = Features(schema, dim)
-        self.heads = Heads(2, self.features.width, tower)
+        self.heads = Heads((1, 1), self.features.width, tower)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {click: (rows,) logit, conversion: (rows,) logit of the click and the conversion}."""

@@ -1,17 +1,22 @@
-"""What a model's outputs for a value or a delay say: the negative log likelihood of each row, and the mean.
+"""What a model's outputs say of each kind of label: the negative log likelihood of a row, and what is predicted.
 
-Each function reads one row at a time, and its loss and gradient are finite for outputs and labels of ordinary size.
-No schema asks for them yet: they are for a loss of one's own, passed to `fit`.
+A `Head` reads the ``width`` columns that a model has for a task: (rows,) where there is one, else (rows, width). Each
+function reads one row at a time, and its loss and gradient are finite for outputs and labels of ordinary size.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from privads.logs.schema import DelayedLabel, Label, Schema, ValueLabel
+
 MOST_LOG_HAZARD = 10.0
-"""Log hazards per hour are clamped to +- this: delays from a fraction of a second to years."""
+"""Log hazards are clamped to +- this, in the label's window: delays from a small part of it to all of it."""
 
 LEAST_GAP = 1e-3
 """Added between two thresholds of an ordinal value, so that no level has probability 0."""
@@ -19,84 +24,247 @@ LEAST_GAP = 1e-3
 LEAST_SIGMA = 1e-2
 """Added to the log-normal's scale, so that no row's loss grows without bound where sigma shrinks."""
 
-
-def count_loss(logit: Tensor, label: Tensor, *, most: float) -> Tensor:
-    """Returns (rows,) ``mean - label log(mean) + log(label!)``, Poisson with ``mean = exp(min(logit, log(most)))``."""
-    log_mean = logit.clamp(max=math.log(most))
-    return log_mean.exp() - label * log_mean + torch.lgamma(label + 1)
+LEAST_SHARE = 0.05
+"""Shares of the events that have come by now are raised to this, which bounds the weight of an event by 20."""
 
 
-def count_mean(logit: Tensor, *, most: float) -> Tensor:
-    """Returns (rows,) the mean of the Poisson distribution."""
-    return logit.clamp(max=math.log(most)).exp()
+class Head(Protocol):
+    """What the outputs of one task mean."""
+
+    @property
+    def width(self) -> int:
+        """How many columns it reads."""
+        ...
+
+    def loss(self, outputs: Tensor, label: Tensor, hours: Tensor | None) -> Tensor:
+        """Returns (rows,) the loss. label: (rows,). hours: (rows, 2) as `Batch` has them, of a label that waits."""
+        ...
+
+    def read(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Returns {what it is: (rows,)}; the last is the prediction: a probability, or a mean."""
+        ...
 
 
-def log_normal_loss(outputs: Tensor, label: Tensor) -> Tensor:
-    """Returns (rows,) the zero-inflated log-normal's loss (Wang et al. 2019, arXiv 1912.07753).
+@dataclass(frozen=True)
+class Event:
+    """Yes or no: a logit a, with the log loss of ``sigmoid(a)``."""
 
-    outputs: (rows, 3) the logit of a value above 0, mu, and s with ``sigma = softplus(s) + LEAST_SIGMA``.
+    width: ClassVar[int] = 1
+
+    def loss(self, outputs: Tensor, label: Tensor, hours: Tensor | None) -> Tensor:
+        """Returns the log loss."""
+        return F.binary_cross_entropy_with_logits(outputs, label, reduction="none")
+
+    def read(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Returns the probability."""
+        return {"probability": torch.sigmoid(outputs)}
+
+
+EVENT = Event()
+
+
+@dataclass(frozen=True)
+class Count:
+    """A count, Poisson: ``mean = min(typical exp(z), most)``, loss ``mean - label log(mean) + log(label!)``."""
+
+    most: float
+    typical: float
+    width: ClassVar[int] = 1
+
+    def loss(self, outputs: Tensor, label: Tensor, hours: Tensor | None) -> Tensor:
+        """Returns minus the log probability of the count."""
+        log_mean = self._log_mean(outputs)
+        return log_mean.exp() - label * log_mean + torch.lgamma(label + 1)
+
+    def read(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Returns the mean."""
+        return {"mean": self._log_mean(outputs).exp()}
+
+    def _log_mean(self, outputs: Tensor) -> Tensor:
+        return (outputs + math.log(self.typical)).clamp(max=math.log(self.most))
+
+
+@dataclass(frozen=True)
+class Amount:
+    """An amount from 0, zero-inflated log-normal (Wang et al. 2019, arXiv 1912.07753).
+
+    Outputs: the logit of an amount above 0, ``mu - log(typical)``, and s with ``sigma = softplus(s) + LEAST_SIGMA``.
+    The mean is ``p min(exp(mu + sigma^2 / 2), most)``.
     """
-    logit, mu, sigma = outputs[:, 0], outputs[:, 1], F.softplus(outputs[:, 2]) + LEAST_SIGMA
-    above = label > 0
-    log_label = torch.where(above, label, 1.0).log()  # log(0) would make the unused branch's gradient NaN
-    density = 0.5 * ((log_label - mu) / sigma) ** 2 + sigma.log() + log_label + 0.5 * math.log(2 * math.pi)
-    return F.softplus(torch.where(above, -logit, logit)) + torch.where(above, density, 0.0)
+
+    most: float
+    typical: float
+    width: ClassVar[int] = 3
+
+    def loss(self, outputs: Tensor, label: Tensor, hours: Tensor | None) -> Tensor:
+        """Returns minus the log density, and at 0 minus the log probability."""
+        logit, mu, sigma = self._parameters(outputs)
+        above = label > 0
+        log_label = torch.where(above, label, 1.0).log()  # log(0) would make the unused branch's gradient NaN
+        density = 0.5 * ((log_label - mu) / sigma) ** 2 + sigma.log() + log_label + 0.5 * math.log(2 * math.pi)
+        return F.softplus(torch.where(above, -logit, logit)) + torch.where(above, density, 0.0)
+
+    def read(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Returns the probability of an amount above 0, and the mean of all."""
+        logit, mu, sigma = self._parameters(outputs)
+        p = torch.sigmoid(logit)
+        return {"probability": p, "mean": p * (mu + sigma**2 / 2).exp().clamp(max=self.most)}
+
+    def _parameters(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logit, mu, scale = outputs.unbind(1)
+        return logit, mu + math.log(self.typical), F.softplus(scale) + LEAST_SIGMA
 
 
-def log_normal_mean(outputs: Tensor) -> Tensor:
-    """Returns (rows,) ``p exp(mu + sigma^2 / 2)``."""
-    sigma = F.softplus(outputs[:, 2]) + LEAST_SIGMA
-    return torch.sigmoid(outputs[:, 0]) * (outputs[:, 1] + sigma**2 / 2).exp()
+@dataclass(frozen=True)
+class Levels:
+    """A level from 1 to K under cumulative logits (McCullagh 1980, JRSS B).
 
-
-def delay_loss(logit: Tensor, log_hazard: Tensor, converted: Tensor, hours: Tensor) -> Tensor:
-    """Returns (rows,) the loss of a delayed conversion (Chapelle 2014, KDD), stably in log space.
-
-    Converted after d hours: ``-log p - log h + h d``; not after e hours: ``-log(1 - p + p exp(-h e))``.
+    ``P(label > k) = sigmoid(t_k)`` with ``t_1 = z_1, t_k = t_(k-1) - softplus(z_k) - LEAST_GAP``: each row orders its
+    own thresholds, so a linear head of width K - 1 needs no other parameters. The mean is ``1 + sum_k P(label > k)``.
     """
-    log_hazard = log_hazard.clamp(-MOST_LOG_HAZARD, MOST_LOG_HAZARD)
-    waited = log_hazard.exp() * hours
-    event = F.softplus(-logit) - log_hazard + waited
-    none_yet = -torch.logaddexp(F.logsigmoid(-logit), F.logsigmoid(logit) - waited)
-    return torch.where(converted, event, none_yet)
+
+    levels: int
+
+    @property
+    def width(self) -> int:
+        """K - 1."""
+        return self.levels - 1
+
+    def loss(self, outputs: Tensor, label: Tensor, hours: Tensor | None) -> Tensor:
+        """Returns minus the log probability of the level."""
+        logits, gaps = self._thresholds(outputs)
+        none = torch.zeros_like(label)[:, None]
+        level = label.long().clamp(1, self.levels)[:, None] - 1  # one that is not observed may be any number
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)); the outer levels have one side only
+        above = torch.cat([none, F.logsigmoid(logits)], dim=1)
+        below = torch.cat([F.logsigmoid(-logits), none], dim=1)
+        between = torch.cat([none, torch.log(-torch.expm1(-gaps)), none], dim=1)
+        return -(above + below + between).gather(1, level)[:, 0]
+
+    def read(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Returns the mean level."""
+        return {"mean": 1 + torch.sigmoid(self._thresholds(outputs)[0]).sum(dim=1)}
+
+    def _thresholds(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        columns = outputs.reshape(len(outputs), self.width)
+        gaps = F.softplus(columns[:, 1:]) + LEAST_GAP
+        return torch.cat([columns[:, :1], columns[:, :1] - gaps.cumsum(dim=1)], dim=1), gaps
 
 
-def ordinal_loss(outputs: Tensor, label: Tensor) -> Tensor:
-    """Returns (rows,) minus the log probability of the level ``label`` in 1 to K under cumulative logits.
+@dataclass(frozen=True)
+class Delayed:
+    """An event within a window of W hours that may still come, with its delay learned beside it (Chapelle 2014, KDD).
 
-    ``P(label > k) = sigmoid(t_k)`` (McCullagh 1980) with ``t_1 = z_1, t_k = t_(k-1) - softplus(z_k) - LEAST_GAP``:
-    each row orders its own thresholds, so a linear head of width K - 1 needs no other parameters. outputs: (rows, K-1).
+    Outputs: the logit of p = P(event within W), and log(h W). Delays are exponential with hazard h, cut off at W:
+    ``F(d) = (1 - exp(-h d)) / (1 - exp(-h W))``. After d hours: ``-log p - log h + h d + log(1 - exp(-h W))``; none yet
+    after e hours: ``-log(1 - p F(e))``, which is the log loss at e = W. The paper has W = infinity.
     """
-    logits, gaps = _cumulative(outputs)
-    none = torch.zeros_like(label)[:, None]
-    level = label.long()[:, None] - 1
-    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)); the outer levels have one side only
-    above = torch.cat([none, F.logsigmoid(logits)], dim=1)
-    below = torch.cat([F.logsigmoid(-logits), none], dim=1)
-    between = torch.cat([none, torch.log(-torch.expm1(-gaps)), none], dim=1)
-    return -(above + below + between).gather(1, level)[:, 0]
+
+    within_hours: float
+    width: ClassVar[int] = 2
+
+    def loss(self, outputs: Tensor, label: Tensor, hours: Tensor | None) -> Tensor:
+        """Returns minus the log likelihood of what was seen by now."""
+        if hours is None:
+            raise ValueError("a label that waits needs how long it has waited: Batch.hours")
+        logit, log_hazard = outputs.unbind(1)
+        hazard = log_hazard.clamp(-MOST_LOG_HAZARD, MOST_LOG_HAZARD).exp()  # per window
+        part = hours[:, 0] / self.within_hours  # of the window
+        log_whole = torch.log(-torch.expm1(-hazard))
+        event = F.softplus(-logit) - hazard.log() + hazard * part + log_whole + math.log(self.within_hours)
+        # 1 - p F = (1 - p) (1 + exp(logit) (1 - F)), and 1 - F = exp(-h e) (1 - exp(-h (W - e))) / (1 - exp(-h W))
+        left = 1 - part
+        open_ = left > 0  # at the end 1 - F is 0, whose logarithm would make the gradient NaN
+        log_left = torch.log(-torch.expm1(-hazard * torch.where(open_, left, 1.0))) - hazard * part - log_whole
+        still = torch.where(open_, F.softplus(logit + log_left), 0.0)
+        return torch.where(label == 1, event, F.softplus(logit) - still)
+
+    def read(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Returns the probability of the event within the window."""
+        return {"probability": torch.sigmoid(outputs[:, 0])}
 
 
-def ordinal_mean(outputs: Tensor) -> Tensor:
-    """Returns (rows,) the mean level, ``1 + sum over k of P(label > k)``."""
-    return 1 + torch.sigmoid(_cumulative(outputs)[0]).sum(dim=1)
+@dataclass(frozen=True)
+class Weighted:
+    """An event within a window of W hours that may still come, weighted by a stated distribution of delays.
 
-
-def _cumulative(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    gaps = F.softplus(outputs[:, 1:]) + LEAST_GAP
-    logits = torch.cat([outputs[:, :1], outputs[:, :1] - gaps.cumsum(dim=1)], dim=1)
-    return logits, gaps
-
-
-def waiting_loss(logit: Tensor, converted: Tensor, share: Tensor, *, least_share: float = 0.05) -> Tensor:
-    """Returns (rows,) the log loss weighted for conversions still to come (Yasui et al. 2020; Ktena et al. 2019).
-
-    share: (rows,) the probability that a conversion has come by now, of a fixed distribution of delays at the time
-    since the impression, for converted rows too. A conversion weighs ``1 / share``, none yet
-    ``(1 - p) / (1 - p share)`` with p the model's own, held fixed. Shares below least_share are raised to it, which
-    bounds the weight.
+    share: ``F(e)`` at the e hours since the impression, exponential, cut off at W, with half of the events within
+    median_hours. An event weighs ``1 / F``, none yet ``(1 - p) / (1 - p F)`` with p the model's own, held fixed
+    (Yasui et al. 2020, WWW; Ktena et al. 2019, RecSys). Shares below `LEAST_SHARE` are raised to it.
     """
-    share = share.clamp(least_share, 1.0)
-    log_p, log_rest = F.logsigmoid(logit.detach()), F.logsigmoid(-logit.detach())
-    log_weight = log_rest - torch.logaddexp(log_rest, log_p + torch.log1p(-share))
-    return torch.where(converted, F.softplus(-logit) / share, log_weight.exp() * F.softplus(logit))
+
+    within_hours: float
+    median_hours: float
+    width: ClassVar[int] = 1
+
+    def loss(self, outputs: Tensor, label: Tensor, hours: Tensor | None) -> Tensor:
+        """Returns the weighted log loss."""
+        if hours is None:
+            raise ValueError("a label that waits needs how long it has waited: Batch.hours")
+        share = self.share(hours[:, 1])
+        log_p, log_rest = F.logsigmoid(outputs.detach()), F.logsigmoid(-outputs.detach())
+        log_weight = log_rest - torch.logaddexp(log_rest, log_p + torch.log1p(-share))
+        return torch.where(label == 1, F.softplus(-outputs) / share, log_weight.exp() * F.softplus(outputs))
+
+    def read(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Returns the probability of the event within the window."""
+        return {"probability": torch.sigmoid(outputs)}
+
+    def share(self, elapsed_hours: Tensor) -> Tensor:
+        """Returns (rows,) the share of a window's events that have come by now."""
+        part = elapsed_hours / self.within_hours
+        hazard = _hazard(self.median_hours / self.within_hours)
+        share = part if hazard == 0 else torch.expm1(-hazard * part) / math.expm1(-hazard)
+        return share.clamp(LEAST_SHARE, 1.0)
+
+
+def _hazard(median: float) -> float:
+    """Returns the hazard per window of an exponential delay that is cut off at 1 and has this median, at most 1/2.
+
+    ``1 - exp(-h m) = (1 - exp(-h)) / 2``, by bisection; 0 where delays are uniform.
+    """
+    if median >= 0.5:
+        return 0.0
+    low, high = 0.0, 1.0 / median  # where more than half come before m
+    for _ in range(80):
+        h = (low + high) / 2
+        low, high = (h, high) if math.expm1(-h * median) > math.expm1(-h) / 2 else (low, h)
+    return (low + high) / 2
+
+
+def head_of(label: Label) -> Head:
+    """Returns what a model's outputs for a label mean."""
+    match label:
+        case ValueLabel(kind="count"):
+            return Count(label.most, label.typical or min(1.0, label.most))
+        case ValueLabel(kind="log-normal"):
+            return Amount(label.most, label.typical or math.sqrt(label.most))
+        case ValueLabel():
+            return Levels(int(label.most))
+        case DelayedLabel(waiting=True, median_hours=None):
+            return Delayed(label.within_hours)
+        case DelayedLabel(waiting=True, median_hours=median_hours):
+            return Weighted(label.within_hours, median_hours or 0.0)
+    return EVENT
+
+
+def heads_of(schema: Schema) -> dict[str, Head]:
+    """Returns {task: what its outputs mean}."""
+    return {task: head_of(label) for task, label in schema.labels.items()}
+
+
+class Outputs:
+    """The columns of a model as the outputs of its schema's labels, side by side in the schema's order.
+
+    Called with columns (rows, width) it returns {task: (rows,), or (rows, its width) where it has several}.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.widths = {task: head.width for task, head in heads_of(schema).items()}
+        self.width = sum(self.widths.values())
+
+    def __call__(self, columns: Tensor) -> dict[str, Tensor]:
+        """Returns each task's columns."""
+        parts: Sequence[Tensor] = torch.split(columns, list(self.widths.values()), dim=1)
+        named = zip(self.widths, parts, strict=True)
+        return {task: part[:, 0] if part.shape[1] == 1 else part for task, part in named}

@@ -1,7 +1,7 @@
 """Embedding tables, towers, crosses, pairs of fields, experts and gates, written once."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from privads.batch import Batch
 from privads.logs.schema import Schema
+from privads.models.heads import Outputs
 
 SCALE = 0.1
 """How strongly everything beside the logistic regression enters: crosses, pairs, towers and their heads.
@@ -95,34 +96,34 @@ class Features(nn.Module):
 
     ``wide_t = (sum over fields f of w_t[id_f] + v_t . [x, 1]) / sqrt(fields)``, ``vector_f = e[id_f] / sqrt(fields)``.
     w and v start at 0, e as vectors of about length 1, so that both parts read a row of about length 1.
-    dim: width of a vector. groups: how many e holds for each field, such as one for each task. numbers: whether numbers
-    have vectors too, ``x_i e_i / sqrt(fields)``; else x_0 holds the numbers themselves, over sqrt(fields).
-    forward(batch) -> wide (rows, tasks), vectors (rows, vectors, groups * dim), x_0 (rows, width).
+    dim: width of a vector. groups: how many e holds for each field, such as one for each output. numbers: whether
+    numbers have vectors too, ``x_i e_i / sqrt(fields)``; else x_0 holds the numbers themselves, over sqrt(fields).
+    forward(batch) -> wide (rows, outputs), vectors (rows, vectors, groups * dim), x_0 (rows, width).
     """
 
     def __init__(self, schema: Schema, dim: int, *, groups: int = 1, numbers: bool = False) -> None:
         super().__init__()
         buckets = [field.buckets for field in schema.categorical.values()]
-        self.tasks, self.dim, self.scale = len(schema.tasks), groups * dim, schema.fields**-0.5
+        self.outputs, self.dim, self.scale = Outputs(schema).width, groups * dim, schema.fields**-0.5
         self.vectors = schema.fields if numbers else len(buckets)
         self.width = self.vectors * self.dim + (0 if numbers else len(schema.numeric))
-        self.table = FusedTable(buckets, self.tasks + self.dim, init_std=dim**-0.5)
+        self.table = FusedTable(buckets, self.outputs + self.dim, init_std=dim**-0.5)
         with torch.no_grad():
-            self.table.weight[:, : self.tasks] = 0
+            self.table.weight[:, : self.outputs] = 0
         self.numbers = (
             Numbers(len(schema.numeric), self.dim, init_std=dim**-0.5) if numbers and schema.numeric else None
         )
-        self.linear = nn.Linear(len(schema.numeric) + 1, self.tasks, bias=False)  # the last input is always 1
+        self.linear = nn.Linear(len(schema.numeric) + 1, self.outputs, bias=False)  # the last input is always 1
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Returns wide, vectors and x_0."""
         x = self.scale * batch.dense
         found = self.table(batch.ids, batch.offsets)
-        found = self.scale * found.reshape(batch.rows, self.table.fields, self.tasks + self.dim)
+        found = self.scale * found.reshape(batch.rows, self.table.fields, self.outputs + self.dim)
         constant = self.scale * torch.ones_like(batch.weights)[:, None]
-        wide = found[:, :, : self.tasks].sum(1) + self.linear(torch.cat([x, constant], dim=1))
-        vectors = found[:, :, self.tasks :]
+        wide = found[:, :, : self.outputs].sum(1) + self.linear(torch.cat([x, constant], dim=1))
+        vectors = found[:, :, self.outputs :]
         if self.numbers is not None:
             vectors = torch.cat([vectors, self.numbers(x)], dim=1)
         x0 = vectors.flatten(1)
@@ -145,17 +146,17 @@ def pairs(vectors: Tensor) -> Tensor:
 
 
 class Heads(nn.Module):
-    """For each task a tower and a logit, which starts at 0: tasks times (rows, width) -> (rows, tasks)."""
+    """For each task a tower and its outputs, which start at 0: tasks times (rows, width) -> (rows, sum of outputs)."""
 
-    def __init__(self, tasks: int, width: int, tower: tuple[int, ...]) -> None:
+    def __init__(self, outputs: Collection[int], width: int, tower: tuple[int, ...]) -> None:
         super().__init__()
-        self.towers = nn.ModuleList(Tower((width, *tower)) for _ in range(tasks))
-        self.logits = nn.ModuleList(nn.Linear((width, *tower)[-1], 1, bias=False) for _ in range(tasks))
+        self.towers = nn.ModuleList(Tower((width, *tower)) for _ in outputs)
+        self.logits = nn.ModuleList(nn.Linear((width, *tower)[-1], columns, bias=False) for columns in outputs)
         for parameter in self.logits.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Returns the logits, one column for each task's input."""
+        """Returns the outputs of each task's input, side by side."""
         parts = zip(self.logits, self.towers, inputs, strict=True)
         return torch.cat([logit(tower(x)) for logit, tower, x in parts], dim=1)
 

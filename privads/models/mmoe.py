@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from privads.batch import Batch
 from privads.logs.schema import Schema
+from privads.models.heads import Outputs
 from privads.models.layers import SCALE, Experts, Features, Gate, Heads, checked
 
 
@@ -28,15 +29,15 @@ class MMoE(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = checked("an MMoE", {"dim": dim, "experts": experts, "expert": expert, "tower": tower})
-        self.tasks = schema.tasks
+        self.outputs = Outputs(schema)
         self.features = Features(schema, dim)
         self.experts = Experts(experts, self.features.width, expert)
         self.gates = nn.ModuleList(Gate(self.features.width, experts) for _ in schema.tasks)
-        self.heads = Heads(len(schema.tasks), (self.features.width, *expert)[-1], tower)
+        self.heads = Heads(self.outputs.widths.values(), (self.features.width, *expert)[-1], tower)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {task: (rows,) logit}."""
+        """Returns {task: (rows,) logit, or (rows, width) outputs}."""
         wide, _, x0 = self.features(batch)
         experts = self.experts(x0)  # (rows, experts, expert[-1])
-        logits = wide + SCALE * self.heads([gate(x0, experts) for gate in self.gates])  # (rows, tasks)
-        return {task: logits[:, t] for t, task in enumerate(self.tasks)}
+        columns = wide + SCALE * self.heads([gate(x0, experts) for gate in self.gates])  # (rows, outputs)
+        return self.outputs(columns)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from privads.batch import Batch
 from privads.logs.schema import Schema
+from privads.models.heads import Outputs
 from privads.models.layers import SCALE, Features, GatedExtraction, Heads, checked
 
 
@@ -41,7 +42,7 @@ class PLE(nn.Module):
             "tower": tower,
         }
         self.settings = checked("a PLE", sizes)
-        self.tasks, tasks = schema.tasks, len(schema.tasks)
+        self.outputs, tasks = Outputs(schema), len(schema.tasks)
         self.features = Features(schema, dim)
         out = (self.features.width, *expert)[-1]
         widths = [self.features.width] + [out] * (layers - 1)
@@ -49,13 +50,13 @@ class PLE(nn.Module):
             GatedExtraction(tasks, experts, shared, width, expert, last=layer == layers - 1)
             for layer, width in enumerate(widths)
         )
-        self.heads = Heads(tasks, out, tower)
+        self.heads = Heads(self.outputs.widths.values(), out, tower)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {task: (rows,) logit}."""
+        """Returns {task: (rows,) logit, or (rows, width) outputs}."""
         wide, _, x0 = self.features(batch)
-        mixed = [x0] * (len(self.tasks) + 1)
+        mixed = [x0] * (len(self.outputs.widths) + 1)
         for layer in self.layers:
             mixed = layer(mixed)
-        logits = wide + SCALE * self.heads(mixed)  # (rows, tasks)
-        return {task: logits[:, t] for t, task in enumerate(self.tasks)}
+        columns = wide + SCALE * self.heads(mixed)  # (rows, outputs)
+        return self.outputs(columns)

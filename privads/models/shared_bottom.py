@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from privads.batch import Batch
 from privads.logs.schema import Schema
+from privads.models.heads import Outputs
 from privads.models.layers import SCALE, Features, Heads, Tower, checked
 
 
@@ -21,13 +22,13 @@ class SharedBottom(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = checked("a SharedBottom", {"dim": dim, "bottom": bottom, "tower": tower})
-        self.tasks = schema.tasks
+        self.outputs = Outputs(schema)
         self.features = Features(schema, dim)
         self.bottom = Tower((self.features.width, *bottom))
-        self.heads = Heads(len(schema.tasks), (self.features.width, *bottom)[-1], tower)
+        self.heads = Heads(self.outputs.widths.values(), (self.features.width, *bottom)[-1], tower)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {task: (rows,) logit}."""
+        """Returns {task: (rows,) logit, or (rows, width) outputs}."""
         wide, _, x0 = self.features(batch)
-        logits = wide + SCALE * self.heads([self.bottom(x0)] * len(self.tasks))  # (rows, tasks)
-        return {task: logits[:, t] for t, task in enumerate(self.tasks)}
+        columns = wide + SCALE * self.heads([self.bottom(x0)] * len(self.outputs.widths))  # (rows, outputs)
+        return self.outputs(columns)

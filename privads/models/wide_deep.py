@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from privads.batch import Batch
 from privads.logs.schema import Schema
+from privads.models.heads import Outputs
 from privads.models.layers import SCALE, Features, Tower, checked
 
 
@@ -20,14 +21,14 @@ class WideDeep(nn.Module):
     def __init__(self, schema: Schema, *, dim: int = 4, tower: tuple[int, ...] = (8,)) -> None:
         super().__init__()
         self.settings = checked("a WideDeep", {"dim": dim, "tower": tower})
-        self.tasks = schema.tasks
+        self.outputs = Outputs(schema)
         self.features = Features(schema, dim)
         self.tower = Tower((self.features.width, *tower))
-        self.head = nn.Linear((self.features.width, *tower)[-1], len(schema.tasks), bias=False)
+        self.head = nn.Linear((self.features.width, *tower)[-1], self.outputs.width, bias=False)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns {task: (rows,) logit}."""
+        """Returns {task: (rows,) logit, or (rows, width) outputs}."""
         wide, _, x0 = self.features(batch)
-        logits = wide + SCALE * self.head(self.tower(x0))  # (rows, tasks)
-        return {task: logits[:, t] for t, task in enumerate(self.tasks)}
+        columns = wide + SCALE * self.head(self.tower(x0))  # (rows, outputs)
+        return self.outputs(columns)

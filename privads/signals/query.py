@@ -112,8 +112,8 @@ class Query:
                 check_numeric(schema, one.column)
             else:
                 check_categorical(schema, one)
-        if self.label is not None and self.label not in schema.labels:
-            raise ValueError(f"{self.label!r} is no label of the schema; known: {', '.join(schema.labels)}")
+        if self.label is not None:
+            schema.check_event(self.label)
 
 
 def check_numeric(schema: Schema, column: str) -> None:

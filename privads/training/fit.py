@@ -91,8 +91,9 @@ def fit(
     """Returns the run that trains ``model`` on ``train`` as ``plan`` says, evaluated on ``test`` where it is given.
 
     ledger: charged in full before the first row is read; raises `BudgetExceeded` where it does not suffice.
-    loss: (outputs, batch) -> (rows,); by default the log loss summed over tasks. optimizer: by default
-    `default_optimizer`. seed: of the bootstrap. insecure_seed: repeatable batches and noise, on public data only.
+    loss: (outputs, batch) -> (rows,); by default `losses.for_schema`: that of each label's kind, summed over tasks.
+    optimizer: by default `default_optimizer`. seed: of the bootstrap. insecure_seed: repeatable batches and noise, on
+    public data only.
     secure: noise against attacks on its floating-point numbers, see `privads.noise.Randomness`.
     start: an earlier run, or the folder of one, whose weights this one begins with; model, fields and labels must
     match. Its cost stays where it was charged, and the report names it beside this run's own figure.
@@ -105,7 +106,7 @@ def fit(
     earlier: tuple[StartedFrom, ...] = ()
     if start is not None and resume_from is None:  # a checkpoint has the weights and the names of its start
         earlier = go_on(start_of(start), model, train.schema, ledger)
-    chosen_loss: Loss = losses.per_row if loss is None else loss
+    chosen_loss: Loss = losses.for_schema(train.schema) if loss is None else loss
     inner = default_optimizer(model, plan) if optimizer is None else optimizer
     schedule = warm_up(inner, plan) if optimizer is None else None
     purpose = f"train {type(model).__name__}" + (f", from run {earlier[0].run}" if earlier else "")

@@ -37,20 +37,21 @@ def probe(model: nn.Module, loss: Loss | None, schema: Schema, gradients: UnitGr
     clipped one by one and added up. The losses of a common pass, and `UnitGradients.clipped_sums`, must be the same. So
     rows that mix, rows that move to another place, and gradients that bypass their layers are all refused, and so is a
     forward pass that changes weights or buffers: what it writes would be computed from rows without noise.
-    Without a ``loss`` the model alone is checked, with `losses.per_row` where its output allows. Of a table only the
+    Without a ``loss`` the model alone is checked, with `losses.for_schema` where its output allows. Of a table only the
     rows that the made-up rows look up are moved, copied and compared: it may be most of the memory.
     """
+    default = losses.for_schema(schema)
     device = next(model.parameters()).device
     owners = torch.tensor(_OWNERS, device=device)
     batch = _made_up(schema, len(_OWNERS)).to(device)
     exact = torch.autocast(device.type, enabled=False)  # the caller's autocast would round what is compared
     with exact, _repeatable(model), _sparse_tables(model), _jittered(model, batch):
-        alone = [_of_one_unit(model, loss, _pick(batch, rows)) for rows in _rows_of(owners)]
+        alone = [_of_one_unit(model, loss, default, _pick(batch, rows)) for rows in _rows_of(owners)]
         norms = torch.stack([_norm(slope) for _, slope in alone])
         clip_norm = float(norms.median()) / 2 or 1.0
         expected = _clipped_sum([slope for _, slope in alone], norms, clip_norm)
         gradients.forget()
-        values = row_losses(model(batch), batch, loss)
+        values = row_losses(model(batch), batch, loss, default=default)
         tolerance = max(_TOLERANCE, _ROUNDINGS * gradients.precision)  # a model may have an autocast of its own
         if not _close(torch.cat([one for one, _ in alone]), values.detach(), tolerance):
             raise UnsupportedModel(
@@ -77,8 +78,8 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, one) for name, one in model.named_parameters() if one.requires_grad]
 
 
-def _of_one_unit(model: nn.Module, loss: Loss | None, batch: Batch) -> tuple[Tensor, list[Slope]]:
-    values = row_losses(model(batch), batch, loss)
+def _of_one_unit(model: nn.Module, loss: Loss | None, default: Loss, batch: Batch) -> tuple[Tensor, list[Slope]]:
+    values = row_losses(model(batch), batch, loss, default=default)
     parameters = [one for _, one in _trained(model)]
     slope: tuple[Tensor | None, ...] = torch.autograd.grad(values.sum(), parameters, allow_unused=True)
     tables = tables_of(model)
@@ -140,12 +141,12 @@ def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
     return torch.allclose(left, right, rtol=tolerance, atol=tolerance * float(size))  # NaN is close to nothing
 
 
-def row_losses(outputs: Any, batch: Batch, loss: Loss | None) -> Tensor:
-    """Returns the (rows,) losses; raises ValueError for any other shape."""
+def row_losses(outputs: Any, batch: Batch, loss: Loss | None, *, default: Loss) -> Tensor:
+    """Returns the (rows,) losses, by ``default`` where there is no ``loss``; raises ValueError for any other shape."""
     if loss is not None:
         values = loss(outputs, batch)
     elif isinstance(outputs, Mapping):
-        values = losses.per_row(outputs, batch)
+        values = default(outputs, batch)
     else:
         values = outputs.flatten(1).sum(1) if outputs.dim() > 1 else outputs
     return check_shape(values, batch.rows)
@@ -178,6 +179,10 @@ def _made_up(schema: Schema, rows: int) -> Batch:
         labels={task: coin().float() for task in schema.tasks},
         observed={task: torch.arange(rows) % 5 != coin() for task in schema.tasks},
         weights=torch.ones(rows),
+        hours={
+            task: label.within_hours * torch.rand(rows, 2, generator=generator).cumprod(1).flip(1)
+            for task, label in schema.waiting.items()
+        },
     )
 
 
@@ -189,6 +194,7 @@ def _pick(batch: Batch, rows: Tensor) -> Batch:
         ids=ids.flatten(),
         offsets=torch.arange(ids.numel() + 1, device=ids.device),
         labels={task: label[rows] for task, label in batch.labels.items()},
+        hours={task: waited[rows] for task, waited in batch.hours.items()},
         observed={task: known[rows] for task, known in batch.observed.items()},
         weights=batch.weights[rows],
     )

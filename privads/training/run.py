@@ -21,13 +21,15 @@ from accounting import mechanisms
 from accounting.accountant import Bounds, epsilon, without_amplification
 from accounting.budget import EXAMPLE
 from accounting.ledger import Entry, Ledger
-from accounting.report import record
+from accounting.report import record, scores
 from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
 from privads.batch import Rows
 from privads.evaluation.metrics import TaskMetrics, evaluate
+from privads.evaluation.values import ValueMetrics, evaluate_value
 from privads.features.pipeline import Features
 from privads.logs.schema import Schema
+from privads.models.heads import heads_of
 from privads.training.assumptions import assumptions
 from privads.training.plan import TrainPlan
 from privads.training.resume import Resumption
@@ -78,7 +80,8 @@ class Run:
     ledger: Ledger | None = None
     entry: Entry | None = None
     metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
-    released: tuple[record.TaskMetrics, ...] = ()
+    values: Mapping[str, ValueMetrics] = field(default_factory=dict)
+    released: tuple[scores.TaskMetrics, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     started_from: tuple[StartedFrom, ...] = ()
     features: Features | None = None
@@ -94,7 +97,7 @@ class Run:
         return self.plan.spent
 
     def predict(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
-        """Returns {task: (rows,) probability}. Reads the rows."""
+        """Returns {task: (rows,) probability of an event, or mean of a number}. Reads the rows."""
         return predict(self.model, rows)
 
     def evaluated_on(self, rows: Rows, *, replicates: int = 200, seed: int = 0) -> "Run":
@@ -105,9 +108,15 @@ class Run:
         check_same_data(self.schema, rows.schema)
         scores = self.predict(rows)
         batch = rows.take(np.arange(len(rows.units)))
-        metrics = {}
+        metrics, values = {}, {}
         for task, predicted in scores.items():
             known = batch.observed[task].numpy()
+            if task not in self.schema.events:
+                label = batch.labels[task].numpy()[known]
+                values[task] = evaluate_value(
+                    label, predicted[known], rows.units[known], replicates=replicates, seed=seed
+                )
+                continue
             reference = rows.reference(task)
             metrics[task] = evaluate(
                 batch.labels[task].numpy()[known],
@@ -117,7 +126,7 @@ class Run:
                 replicates=replicates,
                 seed=seed,
             )
-        return dataclasses.replace(self, metrics=metrics)
+        return dataclasses.replace(self, metrics=metrics, values=values)
 
     def report(self) -> record.Report:
         """Returns the privacy report of this run."""
@@ -163,6 +172,10 @@ class Run:
             ),
             budget=self._ledger_budget(),
             metrics=(*(self._task_metrics(task, metrics) for task, metrics in self.metrics.items()), *self.released),
+            values=tuple(
+                scores.ValueMetrics.model_validate({"task": task, "released": False, **dataclasses.asdict(metrics)})
+                for task, metrics in self.values.items()
+            ),
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -244,7 +257,7 @@ class Run:
             said = ["Anything: this run has no differential privacy."]
             return [*said, _initial_weights(self.started_from)] if self.started_from else said
         said = []
-        if self.metrics and not self.schema.public:
+        if (self.metrics or self.values) and not self.schema.public:
             said.append(
                 "The metrics and the calibration plot below: they were computed on held-out rows without noise. Show "
                 "them only to people who may see those rows."
@@ -282,19 +295,19 @@ class Run:
             head=self.ledger.head(),
         )
 
-    def _task_metrics(self, task: str, metrics: TaskMetrics) -> record.TaskMetrics:
+    def _task_metrics(self, task: str, metrics: TaskMetrics) -> scores.TaskMetrics:
         reference = None
         if metrics.reference is not None:
-            scores = record.Scores.model_validate(metrics.reference, from_attributes=True)
-            reference = record.Reference(name=self.schema.reference_name, scores=scores)
-        return record.TaskMetrics(
+            others = scores.Scores.model_validate(metrics.reference, from_attributes=True)
+            reference = scores.Reference(name=self.schema.reference_name, scores=others)
+        return scores.TaskMetrics(
             task=task,
             released=False,
             rows=metrics.rows,
             positives=metrics.positives,
-            scores=record.Scores.model_validate(metrics, from_attributes=True),
+            scores=scores.Scores.model_validate(metrics, from_attributes=True),
             reference=reference,
-            curve=tuple(record.CurvePoint.model_validate(point, from_attributes=True) for point in metrics.curve),
+            curve=tuple(scores.CurvePoint.model_validate(point, from_attributes=True) for point in metrics.curve),
         )
 
 
@@ -337,16 +350,18 @@ def check_same_data(train: Schema, test: Schema) -> None:
 
 
 def predict(model: nn.Module, rows: Rows) -> dict[str, NDArray[np.float64]]:
-    """Returns {task: (rows,) probability} of each of the ``rows``, in their order. Reads the rows."""
+    """Returns {task: (rows,) probability of an event, or mean of a number} of the ``rows``, in order. Reads them."""
     device = next(model.parameters()).device
     total = len(rows.units)
-    chunks: dict[str, list[NDArray[np.float64]]] = {task: [] for task in rows.schema.tasks}
+    heads = heads_of(rows.schema)
+    chunks: dict[str, list[NDArray[np.float64]]] = {task: [] for task in heads}
     model.eval()
     with torch.no_grad():
         for start in range(0, total, _CHUNK_ROWS):
             batch = rows.take(np.arange(start, min(start + _CHUNK_ROWS, total))).to(device)
-            for task, logits in model(batch).items():
-                chunks[task].append(torch.sigmoid(logits.double()).cpu().numpy())
+            for task, outputs in model(batch).items():
+                *_, predicted = heads[task].read(outputs.double()).values()
+                chunks[task].append(predicted.cpu().numpy())
     return {task: np.concatenate(parts) if parts else np.zeros(0) for task, parts in chunks.items()}
 
 

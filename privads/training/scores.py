@@ -9,19 +9,22 @@ import pyarrow.parquet
 import torch
 from torch import nn
 
+from privads.batch import padding
 from privads.features.pipeline import Features
 from privads.logs.encode import as_batch, encode
 from privads.logs.reader import check_columns, find_files, read_batches
 from privads.logs.schema import Schema
+from privads.models.heads import heads_of
 
 
 def write_scores(
     model: nn.Module, schema: Schema, path: str | Path, out: Path, *, features: Features | None = None
 ) -> int:
-    """Returns how many rows were scored: {task}_probability for each row at ``path``, in its order, to Parquet ``out``.
+    """Returns how many rows were scored: for each row at ``path``, in its order, to Parquet ``out``.
 
-    features: the fitted transforms by which the model reads rows. Labels are not needed. A row that does not fit the
-    schema gets null. ``out`` is written whole or not at all.
+    The columns are {task}_probability of an event, {task}_mean of a number, and both of an amount, whose probability is
+    that of more than 0. features: the fitted transforms by which the model reads rows. Labels are not needed. A row
+    that does not fit the schema gets null. ``out`` is written whole or not at all.
     """
     read = (schema if features is None else features.source).without_labels()
     files = find_files(path)
@@ -29,7 +32,10 @@ def write_scores(
         check_columns(file, read, read.columns)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
-    columns = pa.schema([(f"{task}_probability", pa.float64()) for task in schema.tasks])
+    heads = heads_of(schema)
+    with torch.no_grad():
+        names = [f"{task}_{name}" for task, one in model(padding(schema)).items() for name in heads[task].read(one)]
+    columns = pa.schema([(name, pa.float64()) for name in names])
     rows = 0
     try:
         with pyarrow.parquet.ParquetWriter(draft, columns) as writer:
@@ -39,8 +45,9 @@ def write_scores(
                     part = part if features is None else features.encoded(part)
                     rows += batch.num_rows
                     with torch.no_grad():
-                        logits = model(as_batch(part, np.arange(batch.num_rows)))
-                    scores = [torch.sigmoid(logits[task].double()).numpy() for task in schema.tasks]
+                        outputs = model(as_batch(part, np.arange(batch.num_rows)))
+                    found = [heads[task].read(one.double()) for task, one in outputs.items()]
+                    scores = [one.numpy() for reading in found for one in reading.values()]
                     writer.write_table(pa.table([pa.array(one, mask=~part.fits) for one in scores], schema=columns))
         draft.replace(out)
     finally:

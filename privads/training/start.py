@@ -17,6 +17,7 @@ from accounting.report.record import Report
 from accounting.report.started import StartedFrom
 from privads.config import ConfigError
 from privads.logs.schema import Schema
+from privads.models import heads
 from privads.training import checkpoint
 from privads.training.run import Run, fingerprint, settings_of
 
@@ -122,6 +123,9 @@ def _differences(start: Start, model: nn.Module, schema: Schema) -> Iterator[str
         yield "its schema has the same fields in another order, and so other rows of the table and columns"
     if start.schema.tasks != schema.tasks:
         yield f"its labels are {', '.join(start.schema.tasks)}, these {', '.join(schema.tasks)}"
+    for task, label in schema.labels.items():
+        if heads.head_of(start.schema.labels.get(task, label)) != heads.head_of(label):
+            yield f"its outputs of {task!r} mean something else: the labels are of another kind"
 
 
 def _fields(schema: Schema) -> dict[str, str]:

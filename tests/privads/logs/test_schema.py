@@ -93,7 +93,7 @@ def test_a_schema_is_frozen_and_its_fingerprint_sees_every_fact() -> None:
         ({"labels": {}}, "the schema names no label: add a [labels] table"),
         ({"labels": {"y": "c"}}, "column 'c' is both a label and a feature: the model would see the answer"),
         ({"reference": {"y": "n"}}, "column 'n' is both a label and a feature: the model would see the answer"),
-        ({"reference": {"z": "s"}}, "[reference] names ['z'], which is no label"),
+        ({"reference": {"z": "s"}}, "[reference] names ['z'], which is no label of yes or no"),
         ({"population": 0}, "population: Input should be greater than 0"),
         ({"population": -5}, "population: Input should be greater than 0"),
         ({"rows": 0}, "rows: Input should be greater than 0"),

@@ -60,6 +60,7 @@ def only(batch: Batch, row: int, fields: int) -> Batch:
         labels={task: one[here] for task, one in batch.labels.items()},
         observed={task: one[here] for task, one in batch.observed.items()},
         weights=batch.weights[here],
+        hours={task: one[here] for task, one in batch.hours.items()},
     )
 
 
@@ -85,7 +86,7 @@ def test_a_row_s_logits_depend_on_no_other_row(name: str, facts: str) -> None:
 
 def give_logistic(model: nn.Module, logistic: Logistic) -> None:
     """Makes the logistic regression in ``model`` that one."""
-    tasks = len(logistic.tasks)
+    tasks = logistic.outputs.width
     with torch.no_grad():
         if isinstance(model, DCN):
             model.table.weight.copy_(logistic.table.weight.repeat_interleave(model.dim, dim=1) / model.dim**0.5)

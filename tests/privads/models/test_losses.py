@@ -81,7 +81,7 @@ def test_a_row_s_loss_and_gradient_depend_on_no_other_row() -> None:
 
 @pytest.mark.parametrize("shape", [(), (ROWS, 1), (1, ROWS), (1,), (ROWS - 1,)], ids=str)
 def test_logits_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"logits of 'click' must have shape \(6,\), got"):
+    with pytest.raises(ValueError, match=r"outputs of 'click' must have shape \(6,\), got"):
         per_row({"click": torch.zeros(shape)}, random_batch(FACTS, ROWS))
 
 

@@ -1,0 +1,69 @@
+"""Models of a schema that has a label of every kind: shapes, rows that do not mix, and the clipping oracle."""
+
+import pytest
+import torch
+
+from privads.models import MODELS, build, losses
+from privads.models.heads import heads_of
+from privads.training.clipping import UnitGradients
+from privads.training.probe import probe
+from tests.privads.models.samples import EVERY_KIND, random_batch, schema
+from tests.privads.models.test_contract import LARGER, only, randomized
+from tests.privads.training.oracle import OWNERS, ROWS, Case, norm_of, oracle, ours, same, unit_gradients
+
+FACTS = schema(labels=EVERY_KIND)
+WIDTHS = {"click": 1, "orders": 1, "spend": 3, "stars": 3, "buy": 2, "install": 1}
+NAMES = [name for name in MODELS if name != "esmm"]
+
+
+def test_each_kind_has_its_outputs() -> None:
+    assert {task: head.width for task, head in heads_of(FACTS).items()} == WIDTHS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_have_their_kind_s_shape_and_depend_on_no_other_row(name: str) -> None:
+    model, batch = randomized(name, FACTS, LARGER[name]), random_batch(FACTS, 6, longest=3)
+    outputs = model(batch)
+    shapes = {task: tuple(one.shape) for task, one in outputs.items()}
+    assert shapes == {task: (6,) if width == 1 else (6, width) for task, width in WIDTHS.items()}
+    loss = losses.for_schema(FACTS)
+    rows = loss(outputs, batch)
+    for row in range(6):
+        alone = only(batch, row, len(FACTS.categorical))
+        torch.testing.assert_close(loss(model(alone), alone)[0], rows[row], rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_is_the_sum_of_the_kinds() -> None:
+    batch, model = random_batch(FACTS, 20), randomized("logistic", FACTS)
+    outputs = model(batch)
+    expected = torch.zeros(20)
+    for task, head in heads_of(FACTS).items():
+        one = head.loss(outputs[task], batch.labels[task], batch.hours.get(task))
+        expected += (2.0 if task == "spend" else 1.0) * one * batch.observed[task]
+    found = losses.for_schema(FACTS, {"spend": 2.0})(outputs, batch)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_clipped_sums_equal_those_of_a_loop_over_units(name: str) -> None:
+    batch, loss = random_batch(FACTS, ROWS, longest=3), losses.for_schema(FACTS)
+    case = Case(randomized(name, FACTS, LARGER[name]), lambda m: loss(m(batch), batch))
+    lengths = sorted(norm_of(gradient) for gradient in unit_gradients(case, OWNERS))
+    for clip_norm in (0.01, lengths[2], 10 * lengths[-1]):
+        assert same(ours(case, clip_norm, OWNERS), oracle(case, clip_norm, OWNERS), tolerance=2e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_probe_takes_every_model_and_its_loss(name: str) -> None:
+    model = build(name, FACTS)
+    for loss in (None, losses.for_schema(FACTS)):
+        gradients = UnitGradients(model)
+        probe(model, loss, FACTS, gradients)
+        gradients.cleanup()
+
+
+def test_a_product_of_clicks_and_conversions_is_refused_for_numbers_and_labels_that_wait() -> None:
+    for task in ("orders", "buy"):
+        facts = schema(labels={one: EVERY_KIND[one] for one in ("click", task)})
+        with pytest.raises(ValueError, match=f"an ESMM needs labels of yes or no, and '{task}' is"):
+            build("esmm", facts)
