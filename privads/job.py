@@ -193,12 +193,18 @@ def _check_all_fit(ledger: Ledger, schema: Schema, beside: Mapping[str, Release]
     balance = ledger.balance(schema.dataset)
     if balance.rule != "basic" or plan.budget is None or balance.limit.unit != plan.budget.unit:
         return  # how other rules add up is seen when the next charge is made
-    needed = plan.spent.upper + sum(one.spent.upper for one in beside.values())
+    parts, releases = " and ".join([*beside, "training"]), beside.values()
+    needed = plan.spent.upper + sum(one.spent.upper for one in releases)
+    delta = plan.budget.delta + sum(one.budget.delta for one in releases)
     if needed > balance.left_epsilon:
-        parts = " and ".join([*beside, "training"])
         raise BudgetExceeded(
             f"{schema.dataset!r} has epsilon {balance.left_epsilon} left, but {parts} together ask for {needed:.6g}; "
             f"lower {' or '.join(f'{one}.epsilon' for one in [*beside, 'plan'])}"
+        )
+    if delta > balance.left_delta * (1 + 1e-9):
+        raise BudgetExceeded(
+            f"{schema.dataset!r} has delta {balance.left_delta} left, but {parts} together ask for {delta:.6g}; "
+            f"lower {' or '.join(f'{one}.delta' for one in [*beside, 'plan'])}"
         )
 
 

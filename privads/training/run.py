@@ -262,6 +262,8 @@ class Run:
                 "The metrics and the calibration plot below: they were computed on held-out rows without noise. Show "
                 "them only to people who may see those rows."
             )
+        if self.released:
+            said.append("What the metrics below cost: they were released by themselves, for what stands beside them.")
         said += [
             "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget.",
             _initial_weights(self.started_from),
