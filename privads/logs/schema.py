@@ -69,7 +69,8 @@ class ValueLabel(_Facts):
 
     kind: count, a whole number from 0; log-normal, an amount from 0; ordinal, a level from 1 to ``most``. most: larger
     numbers count as this one, of levels they are misfits. typical: about how large a number above 0 is, where a model
-    begins: 1 for counts and the square root of ``most`` for amounts unless stated. All three are public statements.
+    begins: 1 for counts (but at most half of ``most``) and the square root of ``most`` for amounts unless stated. All
+    are public statements.
     """
 
     value: str
@@ -83,8 +84,8 @@ class ValueLabel(_Facts):
             raise ValueError(f"most must be the number of levels, from 2 to {MOST_LEVELS}, got {self.most:g}")
         if self.typical is not None and self.kind == "ordinal":
             raise ValueError("typical is about counts and amounts: levels have none")
-        if self.typical is not None and self.typical > self.most:
-            raise ValueError(f"typical must be at most {self.most:g}, got {self.typical:g}")
+        if self.typical is not None and self.typical >= self.most:
+            raise ValueError(f"typical must be below most, {self.most:g}, got {self.typical:g}")
         return self
 
     @property
@@ -94,9 +95,14 @@ class ValueLabel(_Facts):
 
 
 def _kind_of_label(stated: Any) -> str:
-    if isinstance(stated, Mapping):
-        return "number" if {"value", "kind", "most", "typical"} & set(stated) else "delayed"
-    return {DelayedLabel: "delayed", ValueLabel: "number"}.get(type(stated), "column")
+    match stated:
+        case ValueLabel():
+            return "number"
+        case Mapping() if {"value", "kind", "most", "typical"} & set(stated):
+            return "number"
+        case DelayedLabel() | Mapping():
+            return "delayed"
+    return "column"
 
 
 Label = Annotated[

@@ -18,23 +18,34 @@ def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_a_count_is_poisson() -> None:
+def test_a_count_is_fitted_by_the_binomial_s_quasi_likelihood() -> None:
     head = Count(most=20, typical=0.5)
     outputs, label = tensor(-1.0, 0.0, 1.5), tensor(0.0, 3.0, 7.0)
-    mean = 0.5 * np.exp(outputs.numpy())
-    expected = -scipy.stats.poisson.logpmf(label.numpy(), mean)
-    assert head.loss(outputs, label, None).numpy() == pytest.approx(expected)
+    mean = 20 * scipy.stats.logistic.cdf(outputs.numpy() + scipy.special.logit(0.5 / 20))
+    at_label = scipy.stats.binom.logpmf(label.numpy(), 20, label.numpy() / 20)  # of which the label's own entropy is
+    deviance = at_label - scipy.stats.binom.logpmf(label.numpy(), 20, mean / 20)  # left after the coefficient is gone
+    entropy = 20 * scipy.stats.entropy([label.numpy() / 20, 1 - label.numpy() / 20])
+    assert head.loss(outputs, label, None).numpy() == pytest.approx((deviance + entropy) / (4 * 0.5))
     assert head.read(outputs)["mean"].numpy() == pytest.approx(mean)
+    assert head.read(tensor(0.0))["mean"].item() == pytest.approx(0.5)  # where a model begins
     assert head.read(tensor(500.0))["mean"].item() == pytest.approx(20)
+
+
+def test_a_count_s_loss_is_least_at_the_mean() -> None:
+    head, counts = Count(most=6, typical=1), tensor(0, 0, 1, 2, 6)
+    found = scipy.optimize.minimize_scalar(lambda z: head.loss(tensor(*5 * [z]), counts, None).sum().item())
+    assert head.read(tensor(found.x))["mean"].item() == pytest.approx(9 / 5, rel=1e-4)
 
 
 def test_an_amount_is_zero_inflated_log_normal() -> None:
     head = Amount(most=1000, typical=2.0)
     outputs, label = tensor(0.3, 1.0, -0.5, -0.2, 0.4, 0.7).reshape(2, 3), tensor(4.0, 0.0)
-    sigma = math.log1p(math.exp(-0.5)) + heads.LEAST_SIGMA
+    least, most = heads.SIGMAS
+    sigma = least + (most - least) * scipy.stats.logistic.cdf(-0.5)
     p = 1 / (1 + math.exp(-0.3))
     law = scipy.stats.lognorm(sigma, scale=2 * math.e)
-    expected = [-math.log(p) - law.logpdf(4.0), -math.log(1 - 1 / (1 + math.exp(0.2)))]
+    density = law.logpdf(4.0) + math.log(4) + math.log(2 * math.pi) / 2  # without its constants
+    expected = [-math.log(p) - heads.DENSITY_WEIGHT * density, -math.log(1 - 1 / (1 + math.exp(0.2)))]
     assert head.loss(outputs, label, None).numpy() == pytest.approx(expected)
     read = head.read(outputs)
     assert read["probability"][0].item() == pytest.approx(p)
@@ -85,7 +96,7 @@ def test_levels_are_differences_of_sigmoids_and_their_probabilities_sum_to_one()
     for z in (-1.0, 0.3):
         thresholds.append(thresholds[-1] - math.log1p(math.exp(z)) - heads.LEAST_GAP)
     above = np.array([1.0, *scipy.stats.logistic.cdf(thresholds), 0.0])
-    probability = torch.exp(-head.loss(outputs.repeat(4, 1), tensor(1, 2, 3, 4), None)).numpy()
+    probability = torch.exp(-head.loss(outputs.repeat(4, 1), tensor(1, 2, 3, 4), None) / heads.LEVEL_WEIGHT).numpy()
     assert probability == pytest.approx(above[:-1] - above[1:])
     assert head.read(outputs[None])["mean"].item() == pytest.approx(probability @ [1, 2, 3, 4])
 
@@ -94,7 +105,7 @@ def test_two_levels_are_the_log_loss() -> None:
     head, logit = Levels(2), tensor(0.4, -2.0)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logit, tensor(1, 0), reduction="none")
     assert head.width == 1
-    assert head.loss(logit, tensor(2, 1), None).numpy() == pytest.approx(expected.numpy())
+    assert head.loss(logit, tensor(2, 1), None).numpy() == pytest.approx(heads.LEVEL_WEIGHT * expected.numpy())
     assert head.read(logit)["mean"].numpy() == pytest.approx(1 + torch.sigmoid(logit).numpy())
 
 
