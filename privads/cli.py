@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from click import ClickException, UsageError
 
-from privads import cli_budget, cli_calibrate, cli_explore
+from privads import cli_budget, cli_calibrate, cli_evaluate, cli_explore
 from privads.cli_budget import Json
 
 app = typer.Typer(
@@ -73,7 +73,8 @@ def train(
         kept = "" if job.ledger is None else "; a charge that was made stays, see `privads budget show`"
         if job.checkpoint is not None and job.checkpoint.path.exists():
             kept += "; go on with --resume"
-        typer.echo(f"privads: interrupted, nothing was saved{kept}", err=True)
+        saved = "the run was saved without metrics" if (job.out / "report.json").is_file() else "nothing was saved"
+        typer.echo(f"privads: interrupted, {saved}{kept}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     report = run.report()
     if as_json:
@@ -153,6 +154,7 @@ def convert(
 
 
 app.command("explore")(cli_explore.explore)
+app.command("evaluate")(cli_evaluate.evaluate)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.add_typer(cli_budget.app, name="budget")
 

@@ -1,5 +1,6 @@
 """The training job that a `run.toml` describes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from accounting.budget import EXAMPLE, Budget, BudgetExceeded
 from accounting.ledger import Ledger
 from privads.config import ConfigError, parse_model
+from privads.evaluation.held_out import plan_held_out, released_on
+from privads.evaluation.release import MetricsPlan
 from privads.features.fitting import Fitting, check_place
 from privads.features.pipeline import Features, plan_release
 from privads.features.transforms import Pipeline
@@ -16,6 +19,7 @@ from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import build
 from privads.run_config import DataTable, PlanTable, RunConfig
+from privads.signals.table import Release
 from privads.training import working
 from privads.training.checkpoint import check_writable
 from privads.training.fit import Checkpoint, Progress, fit
@@ -31,7 +35,8 @@ KEPT_ROWS = "rows"
 class TrainJob:
     """A training job whose public facts were all checked: nothing was read, nothing charged.
 
-    fitting: the features that are still to be fitted, after which train, test and model are made anew.
+    fitting: the features that are still to be fitted, after which train, test and model are made anew. metrics: what is
+    released of the held-out rows; without it, they are judged without noise.
     """
 
     config: RunConfig
@@ -42,6 +47,7 @@ class TrainJob:
     ledger: Ledger | None
     out: Path
     fitting: Fitting | None = None
+    metrics: MetricsPlan | None = None
     start: Path | None = None
     checkpoint: Checkpoint | None = None
 
@@ -57,7 +63,7 @@ class TrainJob:
             train,
             self.plan,
             ledger=self.ledger,
-            test=test,
+            test=test if self.metrics is None else None,
             progress=progress,
             seed=self.config.run.seed,
             insecure_seed=self.config.run.insecure_seed,
@@ -66,9 +72,14 @@ class TrainJob:
             start=self.start,
             checkpoint=self.checkpoint,
         )
-        run.save(self.out)
-        if self.checkpoint is not None:
-            working.remove(self.checkpoint.path)
+        try:
+            if self.metrics is not None and test is not None:
+                seed = self.config.run.insecure_seed
+                run = released_on(run, test, self.metrics, ledger=self.ledger, insecure_seed=seed)
+        finally:  # what was trained and paid for is kept, whatever becomes of its metrics
+            run.save(self.out)
+            if self.checkpoint is not None:
+                working.remove(self.checkpoint.path)
         return run
 
 
@@ -99,8 +110,12 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     if ledger is not None:
         ledger.balance(schema.dataset)  # an unknown data set is refused here, before the noise is calibrated
     plan = make_plan(config.plan, schema)
-    if ledger is not None and fitting is not None:
-        _check_both_fit(ledger, schema, fitting, plan)
+    metrics = plan_held_out(config, test)
+    beside = {} if metrics is None else {"evaluation": metrics.release}
+    if fitting is not None and fitting.release is not None:
+        beside = {"features": fitting.release, **beside}
+    if ledger is not None and beside:
+        _check_all_fit(ledger, schema, beside, plan)
     return TrainJob(
         config=config,
         train=train,
@@ -110,6 +125,7 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
         ledger=ledger,
         out=out,
         fitting=fitting,
+        metrics=metrics,
         start=start,
         checkpoint=checkpoint,
     )
@@ -172,21 +188,23 @@ def _check_cost(features: Features, config: RunConfig, file: Path) -> None:
         )
 
 
-def _check_both_fit(ledger: Ledger, schema: Schema, fitting: Fitting, plan: TrainPlan) -> None:
-    """Refuse a job whose features would be paid for, and whose training would then not fit."""
+def _check_all_fit(ledger: Ledger, schema: Schema, beside: Mapping[str, Release], plan: TrainPlan) -> None:
+    """Refuse a job of which a part would be paid for, and a later one would then not fit."""
     balance = ledger.balance(schema.dataset)
-    if (
-        fitting.release is None
-        or balance.rule != "basic"
-        or plan.budget is None
-        or balance.limit.unit != plan.budget.unit
-    ):
-        return  # how other rules add up is seen when the second charge is made
-    needed = fitting.release.spent.upper + plan.spent.upper
+    if balance.rule != "basic" or plan.budget is None or balance.limit.unit != plan.budget.unit:
+        return  # how other rules add up is seen when the next charge is made
+    parts, releases = " and ".join([*beside, "training"]), beside.values()
+    needed = plan.spent.upper + sum(one.spent.upper for one in releases)
+    delta = plan.budget.delta + sum(one.budget.delta for one in releases)
     if needed > balance.left_epsilon:
         raise BudgetExceeded(
-            f"{schema.dataset!r} has epsilon {balance.left_epsilon} left, but features and training together ask for "
-            f"{needed:.6g}; lower features.epsilon or plan.epsilon"
+            f"{schema.dataset!r} has epsilon {balance.left_epsilon} left, but {parts} together ask for {needed:.6g}; "
+            f"lower {' or '.join(f'{one}.epsilon' for one in [*beside, 'plan'])}"
+        )
+    if delta > balance.left_delta * (1 + 1e-9):
+        raise BudgetExceeded(
+            f"{schema.dataset!r} has delta {balance.left_delta} left, but {parts} together ask for {delta:.6g}; "
+            f"lower {' or '.join(f'{one}.delta' for one in [*beside, 'plan'])}"
         )
 
 

@@ -95,6 +95,18 @@ class FeaturesTable(_Table):
     file: str | None = None
 
 
+class EvaluationTable(_Table):
+    """What releasing metrics of the held-out rows may cost beside the run.
+
+    segments: columns, and of each the values that are judged apart.
+    """
+
+    epsilon: float
+    delta: float | None = None
+    rows_per_unit: int = Field(default=1, gt=0)
+    segments: dict[str, list[str]] = {}
+
+
 class RunTable(_Table):
     """Where the run folder and a working checkpoint go, the run it starts from, and seeds."""
 
@@ -120,6 +132,7 @@ class RunConfig(_Table):
     model: ModelTable
     plan: PlanTable
     features: FeaturesTable | None = None
+    evaluation: EvaluationTable | None = None
     ledger: LedgerTable | None = None
     run: RunTable = RunTable()
 

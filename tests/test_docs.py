@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from privads.logs.schema import Schema, known_formats
 from privads.models import MODELS
-from privads.run_config import DataTable, FeaturesTable, LedgerTable, ModelTable, PlanTable, RunTable
+from privads.run_config import DataTable, EvaluationTable, FeaturesTable, LedgerTable, ModelTable, PlanTable, RunTable
 from privads.training import defaults, plan, sizes
 from privads.training.selection import SELECTABLE
 
@@ -24,6 +24,7 @@ def test_the_page_names_every_key_of_a_run_file() -> None:
         "data": DataTable,
         "ledger": LedgerTable,
         "features": FeaturesTable,
+        "evaluation": EvaluationTable,
         "model": ModelTable,
         "plan": PlanTable,
         "run": RunTable,

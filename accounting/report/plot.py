@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from accounting.report.record import TaskMetrics
+from accounting.report.scores import TaskMetrics
 
 # Stand-ins for the page's colors, so that the plot follows its dark mode.
 INK = "#010203"

@@ -19,7 +19,6 @@ from accounting.report.fields import (
     AmountOrNone,
     Count,
     Delta,
-    FiniteOrNone,
     Json,
     Positive,
     Record,
@@ -29,6 +28,7 @@ from accounting.report.fields import (
     Verdict,
 )
 from accounting.report.phrase import NOT_STATED, bound
+from accounting.report.scores import TaskMetrics, ValueMetrics
 from accounting.report.started import StartedFrom
 
 Status = Literal["enforced", "checked", "asserted", "violated"]
@@ -263,67 +263,6 @@ class LedgerBudget(Record):
     head: Text
 
 
-class Interval(Record):
-    """A value with its interval. NaN and None alike: not defined (no positives, say)."""
-
-    value: FiniteOrNone
-    low: FiniteOrNone = None
-    high: FiniteOrNone = None
-
-
-class Scores(Record):
-    """How well a model predicts one task. ``calibration``: mean prediction / observed rate."""
-
-    auc: Interval
-    log_loss: Interval
-    normalized_entropy: Interval
-    calibration: Interval
-
-
-class Reference(Record):
-    """The scores of something known, on the same rows: the Bayes optimum, a model trained without privacy."""
-
-    name: Text
-    scores: Scores
-
-
-class CurvePoint(Record):
-    """One bin of the calibration curve."""
-
-    mean_predicted: float
-    observed_rate: float
-    low: FiniteOrNone = None
-    high: FiniteOrNone = None
-    rows: Count
-
-
-class TaskMetrics(Record):
-    """The scores of one task. ``released``: they went through the mechanism, so epsilon covers them."""
-
-    task: Text
-    released: bool
-    rows: Count
-    positives: Count
-    scores: Scores
-    reference: Reference | None = None
-    curve: tuple[CurvePoint, ...] = ()
-
-
-class ValueMetrics(Record):
-    """How well a model predicts the mean of a number. ``calibration``: sum predicted / sum observed."""
-
-    task: Text
-    released: bool
-    rows: Count
-    mean: Interval
-    """Of the numbers themselves."""
-    calibration: Interval
-    relative_squared_error: Interval
-    """Over the variance of the numbers: 1 is predicting their mean."""
-    normalized_gini: Interval
-    """1 for the right order, 0 for none."""
-
-
 class Headline(NamedTuple):
     """The parts of the headline: what comes before the claim, the claim, what comes after it."""
 
@@ -395,6 +334,7 @@ class Report(Record):
         about = [f"goes on from run {one.run}, which is not counted here" for one in self.run.started_from[:1]]
         if self.data.features is not None:
             about.append(f"its features by themselves: {self.data.features}")
+        about += [f"its metrics by themselves: {one}" for one in dict.fromkeys(t.release for t in self.metrics) if one]
         if self.data.public:
             about.append(f"public data ({self.data.dataset})")
         if self.guarantee is None:

@@ -15,17 +15,8 @@ from pydantic import JsonValue
 
 from accounting.report.fields import Verdict
 from accounting.report.phrase import NOT_STATED, bound
-from accounting.report.record import (
-    Assumption,
-    Guarantee,
-    Interval,
-    LedgerBudget,
-    Report,
-    Scores,
-    Status,
-    TaskMetrics,
-    ValueMetrics,
-)
+from accounting.report.record import Assumption, Guarantee, LedgerBudget, Report, Status
+from accounting.report.scores import Interval, Scores, TaskMetrics, ValueMetrics
 from accounting.report.started import StartedFrom
 
 Row = tuple[str, ...]
@@ -109,7 +100,13 @@ def html(report: Report) -> str:
         facts=facts(report),
         bar=budget_bar(report.budget) if report.budget else None,
         metrics=[
-            {"task": task, "scores": scores(task), "covered": covered(report, task), "curve": curve(task)}
+            {
+                "name": name(task),
+                "task": task,
+                "scores": scores(task),
+                "about": f"{counted(task)} {covered(report, task)}",
+                "curve": curve(task),
+            }
             for task in report.metrics
         ],
         values=[{"task": one, "scores": value_scores(one), "covered": covered(report, one)} for one in report.values],
@@ -337,8 +334,20 @@ def curve(task: TaskMetrics) -> list[Row]:
     ]
 
 
+def name(task: TaskMetrics) -> str:
+    """Returns what the scores are about."""
+    return task.task if task.segment is None else f"{task.task}, {task.segment}"
+
+
+def counted(task: TaskMetrics) -> str:
+    """Returns how many rows there are, as a sentence."""
+    return f"{'about ' if task.release else ''}{task.rows:,} rows, {task.positives:,} positives."
+
+
 def covered(report: Report, task: TaskMetrics | ValueMetrics) -> str:
-    """Returns whether the promise covers these figures, as a sentence."""
+    """Returns whether a promise covers these figures, as a sentence."""
+    if isinstance(task, TaskMetrics) and task.release is not None:
+        return f"Noisy: read from noisy counts, with intervals that hold their noise. By themselves: {task.release}."
     if report.guarantee is None:
         return "Computed without noise."
     if task.released:
@@ -399,8 +408,8 @@ def _md_value(report: Report, task: ValueMetrics) -> str:
 def _md_task(report: Report, task: TaskMetrics) -> str:
     reference = _md(task.reference.name) if task.reference else "reference"
     parts = [
-        f"### {_md(task.task)}",
-        f"{task.rows:,} rows, {task.positives:,} positives. {covered(report, task)}",
+        f"### {_md(name(task))}",
+        f"{counted(task)} {_md(covered(report, task))}",
         _md_table(("", "this model", reference), scores(task)),
     ]
     if task.curve:

@@ -1,21 +1,24 @@
 """A report in a few lines, for a terminal: what a command line and a script print at the end of a run."""
 
 from accounting.report.phrase import bound
-from accounting.report.record import Interval, LedgerBudget, Report, TaskMetrics, ValueMetrics
+from accounting.report.record import LedgerBudget, Report
+from accounting.report.scores import Interval, TaskMetrics, ValueMetrics
 
 NOT_DEFINED = "not defined"
 
 
 def summary(report: Report) -> str:
-    """Returns two lines for each task and number, the claim, and what is left of the budget."""
-    several = len(report.metrics) + len(report.values) > 1
-    lines = [line for task in report.metrics for line in _task(task, prefix=f"{task.task}: " if several else "")]
+    """Returns two lines for each task and number, the claim, and what is left; segments are in the report alone."""
+    shown = [task for task in report.metrics if task.segment is None]
+    several = len(shown) + len(report.values) > 1
+    lines = [line for task in shown for line in in_lines(task, prefix=f"{task.task}: " if several else "")]
     lines += [line for one in report.values for line in _value_of(one, prefix=f"{one.task}: " if several else "")]
     return "\n".join([*lines, report.headline, _budget(report.budget)])
 
 
-def _task(task: TaskMetrics, *, prefix: str) -> list[str]:
-    scores, beside = task.scores, ""
+def in_lines(task: TaskMetrics, *, prefix: str = "") -> list[str]:
+    """Returns a task's scores in two lines."""
+    scores, beside = task.scores, " (noisy)" if task.release else ""
     if task.reference is not None:
         best = task.reference.scores
         beside = f" ({task.reference.name}: {_value(best.auc)}, {_value(best.normalized_entropy)})"

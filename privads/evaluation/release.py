@@ -1,62 +1,163 @@
-"""Metrics of a model on private rows, released with privacy: one noisy histogram of scores for each task.
+"""Metrics of a model on private rows, released with privacy: readings of noisy tables of score by label.
 
-What is released is the vector of all tasks' `ScoreHistogram`s. One unit keeps at most m = rows_per_unit rows, each of
-which adds 1 to one cell of each of T tasks; all m may lie in one cell, so the unit moves the vector by at most
+A release counts, for each of T tasks, the rows by bin of the score and label, and once more by each of S columns of
+segments. These T (1 + S) tables are one `Release` of `privads.signals.table`: it bounds each unit to m = rows_per_unit
+rows, charges the ledger, reads, and adds N(0, (z m)²) to every cell, z for all tables together. What is said here is
+read from them, and costs nothing more.
 
-    sensitivity = m √T  in L2, and the noise is N(0, (noise_multiplier · m √T)²) in every cell.
-
-Guarantees, each with a test: nothing is read before the ledger was charged in full; the noise has the stated standard
-deviation in every cell, empty ones too; rows beyond a unit's m are dropped before they are scored, by fresh randomness
-and the unit's own rows alone; no value of a row (a score that is no number, a label out of range, a failure inside the
-model) decides whether something raises. The model must score each row by itself and must itself be public or released
-with privacy. Floating point: idealized; the noise is the sum of four normals in float64.
+The model must score each row by itself and must itself be public or released with privacy. Guarantees, each with a
+test: nothing is read before the ledger was charged in full; the charged event is that of the tables' noise; no value of
+a row (a score that is no number, a label out of range, a failure inside the model) decides whether something raises.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
 from dp_accounting import dp_event
-from numpy.typing import NDArray
 from torch import nn
 
-from accounting import calibrate, mechanisms
-from accounting.budget import EXAMPLE, Budget
-from accounting.ledger import Entry, Ledger
-from privads.batch import Rows, padding
-from privads.charge import open_charge
-from privads.evaluation.histogram import Grid, HistogramMetrics, ScoreHistogram
-from privads.evaluation.metrics import Floats
+from accounting.budget import Budget
+from accounting.ledger import Ledger
+from accounting.report.phrase import bound
+from privads.batch import Rows
+from privads.evaluation.histogram import SCORE, HistogramMetrics, ScoreHistogram, log_odds
+from privads.evaluation.scored import Scored, score_of, scored_schema, source_of
 from privads.logs.schema import Schema
-from privads.noise import Randomness
+from privads.signals.query import Grid, Key, Query
+from privads.signals.table import NoisyTable, Release
 from privads.training.run import Run, check_same_data
-from privads.training.sampling import kept_rows
 
-RELEASE_GRID = Grid(bins=72)
+RELEASE_GRID = log_odds(bins=72)
 """Bins of 0.25 in log-odds: calibration is off by 0.3 %, and noise is in 144 cells a task."""
 
-_CHUNK_ROWS = 1 << 16
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """What a table says of one task, over all rows or those of one segment: ``column`` is ``value``."""
 
-class ReleaseError(ValueError):
-    """The rows could not be scored; which and why is private."""
+    task: str
+    histogram: ScoreHistogram
+    metrics: HistogramMetrics
+    column: str | None = None
+    value: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetricsRelease:
-    """Noisy histograms by task, what they cost, and what they say."""
+    """What a release says, and what it cost. epsilon: at the budget's delta. entry: of the ledger that was charged."""
 
     budget: Budget
     event: dp_event.DpEvent
+    epsilon: float
     noise_std: float
     rows_per_unit: int
-    histograms: Mapping[str, ScoreHistogram]
-    metrics: Mapping[str, HistogramMetrics]
-    entry: Entry | None = field(default=None, repr=False)
+    readings: tuple[Reading, ...]
+    entry: str | None = None
+
+    @property
+    def histograms(self) -> dict[str, ScoreHistogram]:
+        """The noisy histogram of each task, over all rows."""
+        return {one.task: one.histogram for one in self.readings if one.column is None}
+
+    @property
+    def metrics(self) -> dict[str, HistogramMetrics]:
+        """What each task's histogram says, over all rows."""
+        return {one.task: one.metrics for one in self.readings if one.column is None}
+
+    @property
+    def cost(self) -> str:
+        """The claim, what it is about, and who paid."""
+        budget = self.budget
+        charged = "charged to no ledger" if self.entry is None else f"charged by itself as entry {self.entry}"
+        claim = bound(
+            self.epsilon,
+            delta=budget.delta,
+            unit=budget.unit,
+            neighbors=budget.neighbors,
+            released="all metrics of these rows",
+        )
+        return f"{claim}, {charged}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsPlan:
+    """A release of metrics that is not done yet, from public facts only."""
+
+    tasks: tuple[str, ...]
+    segments: Mapping[str, tuple[str, ...]]
+    grid: Grid
+    release: Release
+
+    @classmethod
+    def of(
+        cls,
+        schema: Schema,
+        budget: Budget,
+        *,
+        rows_per_unit: int = 1,
+        tasks: Sequence[str] | None = None,
+        segments: Mapping[str, Sequence[str]] | None = None,
+        grid: Grid = RELEASE_GRID,
+    ) -> MetricsPlan:
+        """Returns the plan for rows whose files ``schema`` describes; see `release_metrics`."""
+        if type(rows_per_unit) is not int:
+            raise ValueError(f"rows_per_unit must be a whole number of at least 1, got {rows_per_unit!r}")
+        chosen = tuple(schema.events if tasks is None else tasks)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(f"tasks must be different labels of yes or no, got {list(chosen)}")
+        for task in chosen:
+            schema.check_event(task)
+        parts = {column: tuple(values) for column, values in (segments or {}).items()}
+        for column, values in parts.items():
+            if not values or not all(isinstance(one, str) for one in values):
+                raise ValueError(f"segments of {column!r} must be named, as texts: which exist in the log is private")
+        schema.check_unit(budget.unit)
+        facts = scored_schema(schema, chosen, tuple(parts))
+        queries = [Query(by=(_own(grid, task),), label=task) for task in chosen]
+        for column, values in parts.items():
+            keys: tuple[Key, ...] = tuple((value, place) for value in values for place in range(grid.cells))
+            queries += [Query(by=(column, _own(grid, task)), label=task, keys=keys) for task in chosen]
+        for query in queries:
+            query.check(facts)
+        release = Release.of(queries, budget, rows_per_unit=rows_per_unit)
+        return cls(tasks=chosen, segments=parts, grid=grid, release=release)
+
+    def run(
+        self,
+        model: nn.Module | Run,
+        rows: Rows,
+        *,
+        ledger: Ledger | None,
+        insecure_seed: int | None = None,
+        level: float = 0.95,
+    ) -> MetricsRelease:
+        """Returns what the rows say of the model: checks, charges the ledger, reads and scores, in this order."""
+        if isinstance(model, Run):
+            check_same_data(model.schema, rows.schema)
+            model = model.model
+        rows.schema.check_history(self.release.budget.unit)
+        scored = Scored(model=model, rows=rows, tasks=self.tasks, segments=tuple(self.segments))
+        found = self.release.run(scored, ledger=ledger, purpose="release metrics", insecure_seed=insecure_seed)
+        event = self.release.event
+        readings = []
+        for query, table in zip(self.release.queries, found.tables, strict=True):
+            column, task = _column(query), str(query.label)
+            for value in (None,) if column is None else self.segments[column]:
+                first: Key = () if column is None else (value,)
+                one = histogram_of(table, first, event=event, rows_per_unit=self.release.rows_per_unit)
+                metrics = one.metrics(level=level)
+                readings.append(Reading(task=task, histogram=one, metrics=metrics, column=column, value=value))
+        return MetricsRelease(
+            budget=self.release.budget,
+            event=event,
+            epsilon=self.release.spent.upper,
+            noise_std=self.release.noise_std,
+            rows_per_unit=self.release.rows_per_unit,
+            readings=tuple(readings),
+            entry=found.entry,
+        )
 
 
 def release_metrics(
@@ -67,135 +168,46 @@ def release_metrics(
     ledger: Ledger | None,
     rows_per_unit: int = 1,
     tasks: Sequence[str] | None = None,
+    segments: Mapping[str, Sequence[str]] | None = None,
     grid: Grid = RELEASE_GRID,
     insecure_seed: int | None = None,
     level: float = 0.95,
 ) -> MetricsRelease:
     """Returns the model's metrics on ``logs`` with noise that keeps ``budget``, charged before the first row is read.
 
-    rows_per_unit: the most rows of one unit that count, a uniform choice of its rows; noise grows with it. tasks: all
-    of the schema's where None. ledger: None only where the schema declares the log public, as insecure_seed.
-    A failure after the charge gives nothing back.
+    rows_per_unit: the most rows of one unit that count, a uniform choice of its rows; noise grows with it. tasks: where
+    None, all whose label is yes or no. segments: categorical columns and, of each, the public values that are judged
+    apart; a column is one table more for each task, and all get more noise. ledger: None only where the schema declares
+    the log public, as insecure_seed. A failure after the charge gives nothing back.
     """
-    schema = logs.schema
-    chosen = _checked(schema, budget, ledger, rows_per_unit, tasks, insecure_seed)
-    if isinstance(model, Run):
-        check_same_data(model.schema, schema)
-        model = model.model
-    _check_outputs(model, schema, chosen)
-    logs.check()
-    sensitivity = rows_per_unit * math.sqrt(len(chosen))
-    multiplier = calibrate.noise_multiplier(lambda s: mechanisms.gaussian(noise_multiplier=s), budget)
-    event, noise_std = mechanisms.gaussian(noise_multiplier=multiplier), multiplier * sensitivity
-    randomness = Randomness(insecure_seed=insecure_seed, secure=insecure_seed is None)
+    plan = MetricsPlan.of(
+        source_of(logs), budget, rows_per_unit=rows_per_unit, tasks=tasks, segments=segments, grid=grid
+    )
+    return plan.run(model, logs, ledger=ledger, insecure_seed=insecure_seed, level=level)
 
-    entry = None if ledger is None else open_charge(ledger, schema.dataset, event, budget, purpose="release metrics")
-    exact = _counted(model, logs, chosen, grid, budget.unit, rows_per_unit, randomness.generator)
-    histograms = _noised(exact, event, noise_std, randomness)
-    if ledger is not None and entry is not None:
-        entry = ledger.commit(entry)
-    return MetricsRelease(
-        budget=budget,
+
+def histogram_of(
+    table: NoisyTable, first: Key = (), *, event: dp_event.DpEvent | None = None, rows_per_unit: int = 1
+) -> ScoreHistogram:
+    """Returns a table's cells by bin of the score, of the keys that begin with ``first``; rows without one stay out."""
+    grid = next(one for one in table.query.by if isinstance(one, Grid))
+    place = {key: position for position, key in enumerate(table.keys)}
+    cells = [place[(*first, one)] for one in range(grid.cells)]
+    return ScoreHistogram(
+        grid=replace(grid, column=SCORE),
+        positives=table.values["positives"][cells],
+        negatives=table.values["negatives"][cells],
+        noise_std=table.noise_std,
         event=event,
-        noise_std=noise_std,
         rows_per_unit=rows_per_unit,
-        histograms=histograms,
-        metrics={task: one.metrics(level=level) for task, one in histograms.items()},
-        entry=entry,
     )
 
 
-def _noised(
-    exact: Mapping[str, ScoreHistogram], event: dp_event.DpEvent, noise_std: float, randomness: Randomness
-) -> dict[str, ScoreHistogram]:
-    """Returns the histograms with independent N(0, noise_std²) in every cell: the only step that releases anything."""
-
-    def noisy(counts: Floats) -> Floats:
-        exactly = torch.from_numpy(counts)
-        return np.asarray((exactly + randomness.normal_like(exactly, noise_std=noise_std)).numpy())
-
-    return {
-        task: replace(
-            one, positives=noisy(one.positives), negatives=noisy(one.negatives), noise_std=noise_std, event=event
-        )
-        for task, one in exact.items()
-    }
+def _own(grid: Grid, task: str) -> Grid:
+    """Returns the grid on the task's own score."""
+    return replace(grid, column=score_of(task))
 
 
-def _counted(
-    model: nn.Module,
-    logs: Rows,
-    tasks: Sequence[str],
-    grid: Grid,
-    unit: str,
-    rows_per_unit: int,
-    generator: np.random.Generator,
-) -> dict[str, ScoreHistogram]:
-    """Returns the exact histograms of at most ``rows_per_unit`` rows of each unit; an unobserved label adds nothing."""
-    histograms = {task: replace(ScoreHistogram.empty(grid), rows_per_unit=rows_per_unit) for task in tasks}
-    try:
-        numbers = _kept(logs.units, unit, rows_per_unit, generator)
-        model.eval()
-        device = next((one.device for one in model.parameters()), torch.device("cpu"))
-        for start in range(0, len(numbers), _CHUNK_ROWS):
-            batch = logs.take(numbers[start : start + _CHUNK_ROWS])
-            with torch.no_grad():
-                outputs = model(batch.to(device))
-            for task in tasks:
-                known = batch.observed[task].numpy()
-                score = torch.sigmoid(outputs[task].double()).cpu().numpy()[known]
-                label = batch.labels[task].numpy()[known] == 1.0
-                part = ScoreHistogram.of(label, np.nan_to_num(score, nan=0.5), grid=grid)
-                histograms[task] = histograms[task] + part
-    except Exception:
-        if logs.schema.public:
-            raise
-        # What failed may be one person's row, so neither its text nor the place is told.
-        raise ReleaseError(f"the rows of data set {logs.schema.dataset!r} could not be read or scored") from None
-    return histograms
-
-
-def _kept(units: NDArray[np.int64], unit: str, rows_per_unit: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Returns the numbers of the rows that count; a row that is its own unit always does."""
-    if unit == EXAMPLE or not len(units):
-        return np.arange(len(units))
-    codes = np.unique(units, return_inverse=True)[1].astype(np.int64)
-    return np.sort(kept_rows(codes, rows_per_unit, generator))
-
-
-def _checked(
-    schema: Schema,
-    budget: Budget,
-    ledger: Ledger | None,
-    rows_per_unit: int,
-    tasks: Sequence[str] | None,
-    insecure_seed: int | None,
-) -> tuple[str, ...]:
-    """Returns the tasks; refuses what public facts forbid. Reads no row."""
-    if type(rows_per_unit) is not int or rows_per_unit < 1:
-        raise ValueError(f"rows_per_unit must be a whole number of at least 1, got {rows_per_unit!r}")
-    if budget.unit == EXAMPLE and rows_per_unit != 1:
-        raise ValueError(f"rows_per_unit must be 1 where each row is its own unit, got {rows_per_unit}")
-    if budget.neighbors == "replace-label":
-        raise ValueError("metrics are released for neighbors 'add-remove' or 'replace', got 'replace-label'")
-    schema.check_unit(budget.unit)
-    schema.check_history(budget.unit)
-    chosen = tuple(schema.tasks if tasks is None else tasks)
-    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(schema.tasks):
-        raise ValueError(f"tasks must be different ones of {list(schema.tasks)}, got {list(chosen)}")
-    if not schema.public and ledger is None:
-        raise ValueError(f"a release from data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
-    if not schema.public and insecure_seed is not None:
-        raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
-    return chosen
-
-
-def _check_outputs(model: nn.Module, schema: Schema, tasks: Sequence[str]) -> None:
-    """Refuse a model whose outputs on a made-up row are not one logit for each task."""
-    model.eval()
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        outputs = model(padding(schema, 2).to(device))
-    for task in tasks:
-        if not isinstance(outputs, Mapping) or task not in outputs or tuple(outputs[task].shape) != (2,):
-            raise ValueError(f"the model must return a logit of shape (rows,) for task {task!r}")
+def _column(query: Query) -> str | None:
+    """Returns the column of segments in a table; None where it is of all rows."""
+    return next((one for one in query.by if isinstance(one, str)), None)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from privads.batch import Batch
 from privads.logs.cache import CachedRows, cached, check_folder, check_kept
 from privads.logs.encode import Part, as_batch, encode, uniform_of_key, waited_hours
-from privads.logs.raw import Raw, raw_rows
+from privads.logs.raw import Raw, batch_of, own_reading, raw_rows
 from privads.logs.reader import LogError, check_columns, find_files, read_batches, telling_no_row
 from privads.logs.schema import DelayedLabel, Schema
 
@@ -162,6 +162,12 @@ class Logs:
         self.check()
         with telling_no_row(self._unreadable, public=self.schema.public):
             yield from (raw_rows(part, self.source) for part in self._read(raw=True))
+
+    def judged(self) -> Iterator[tuple[Raw, Batch]]:
+        """Yields the rows as the files have them, and as a model reads them, in their order. Reads the rows."""
+        for raw in self.raw():
+            dense, ids = own_reading(raw, self.source) if self.features is None else self.features.transform(raw)
+            yield raw, batch_of(raw, dense, ids)
 
     def _parts(self) -> Iterator[Part]:
         if self.features is None:

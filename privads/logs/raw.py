@@ -1,11 +1,13 @@
 """`Raw`: rows with their features as the files have them, for transforms and tables; the schema's ranges hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privads.logs.encode import Part, Texts
+from privads.batch import Batch
+from privads.features.stateless import hash_buckets, log_scale
+from privads.logs.encode import Part, Texts, as_batch
 from privads.logs.schema import Schema
 
 
@@ -40,3 +42,33 @@ def raw_rows(part: Part, schema: Schema) -> Raw:
         units=part.units,
         times=part.times,
     )
+
+
+def own_reading(raw: Raw, schema: Schema) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Returns (dense (rows, numeric), ids (rows, categorical) in the fused table) as the schema itself reads them."""
+    dense = np.zeros((raw.rows, len(schema.numeric)), dtype=np.float32)
+    for place, (name, numeric) in enumerate(schema.numeric.items()):
+        low, high = numeric.range
+        dense[:, place] = log_scale(raw.numbers[name], low=low, high=high)
+    ids = np.zeros((raw.rows, len(schema.categorical)), dtype=np.int32)
+    for place, (name, categorical) in enumerate(schema.categorical.items()):
+        codes, texts = raw.texts[name]  # a missing value's code points to the last text, which is None
+        own = hash_buckets(np.array(texts, dtype=object), field=name, buckets=categorical.buckets)[codes]
+        ids[:, place] = schema.bucket_starts[place] + own
+    return dense, ids
+
+
+def batch_of(raw: Raw, dense: NDArray[np.float32], ids: NDArray[np.int32]) -> Batch:
+    """Returns the rows as a model reads them, from what they were made to; without how long labels have waited."""
+    return as_batch(_Made(dense=dense, ids=ids, labels=raw.labels, observed=raw.observed), np.arange(raw.rows))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Made:
+    """The columns of a batch."""
+
+    dense: NDArray[np.float32]
+    ids: NDArray[np.int32]
+    labels: dict[str, NDArray[np.float32]]
+    observed: dict[str, NDArray[np.bool_]]
+    hours: dict[str, NDArray[np.float64]] = field(default_factory=dict)

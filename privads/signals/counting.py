@@ -4,6 +4,7 @@ Rows wait in the database as small whole numbers; only who owns them is text, an
 so that it is made in little memory, whatever the log's size.
 """
 
+import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,9 @@ def count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_p
 
     unit_columns: how many of the schema's unit columns name the unit; with 0 each row is one, and all are counted.
     """
-    try:
-        import duckdb
-    except ImportError:
-        raise ImportError("counting a log needs DuckDB: pip install 'privads[signals]'") from None
+    check_extra()
+    import duckdb
+
     names = {one: f"k{i}" for i, one in enumerate(dict.fromkeys(one for query in queries for one in query.by))}
     labels = {one: f"y{i}" for i, one in enumerate(dict.fromkeys(q.label for q in queries if q.label is not None))}
     codes = {one: _Codes() for one in names if not isinstance(one, Grid)}
@@ -60,6 +60,12 @@ def count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_p
         else:
             database.execute("ALTER TABLE rows_read RENAME TO kept")
         return [_decoded(database.execute(_sql(query, names, labels)).df(), query, codes) for query in queries]
+
+
+def check_extra() -> None:
+    """Refuse to go on without the library that counts; before anything is charged."""
+    if importlib.util.find_spec("duckdb") is None:
+        raise ImportError("counting a log needs DuckDB: pip install 'privads[signals]'")
 
 
 class _Codes:

@@ -60,6 +60,12 @@ class Grid:
         """The number of cells, without the one of missing values."""
         return len(self.edges) - 1
 
+    @property
+    def middles(self) -> Floats:
+        """The middle of each cell, (cells,)."""
+        edges = np.asarray(self.edges)
+        return np.asarray((edges[1:] + edges[:-1]) / 2.0)
+
     def places(self, values: Floats) -> NDArray[np.int32]:
         """Returns each number's cell, -1 where it is missing."""
         found = np.clip(np.searchsorted(self.edges, values, side="right") - 1, 0, self.cells - 1)

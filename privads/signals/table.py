@@ -29,7 +29,7 @@ from privads.charge import open_charge
 from privads.logs.reader import telling_no_row
 from privads.logs.schema import Schema
 from privads.noise import Randomness
-from privads.signals.counting import count
+from privads.signals.counting import check_extra, count
 from privads.signals.query import Key, Query, Source
 
 SELECTION_SHARE = 0.1
@@ -135,6 +135,7 @@ class Release:
             query.check(schema)
         randomness = Randomness(insecure_seed=insecure_seed, secure=insecure_seed is None)
         source.check()
+        check_extra()
         entry = None
         if ledger is not None:
             cost = self.spent.upper

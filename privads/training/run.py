@@ -21,7 +21,7 @@ from accounting import mechanisms
 from accounting.accountant import Bounds, epsilon, without_amplification
 from accounting.budget import EXAMPLE
 from accounting.ledger import Entry, Ledger
-from accounting.report import record
+from accounting.report import record, scores
 from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
 from privads.batch import Rows
@@ -69,8 +69,8 @@ class Facts:
 class Run:
     """A finished training run. ``model`` is the plain module, with the averaged weights and no hooks.
 
-    started_from: the runs in the weights that it began with, the latest first. features: the fitted transforms by
-    which the model reads rows.
+    released: metrics that were released with privacy. started_from: the runs in the weights that it began with, the
+    latest first. features: the fitted transforms by which the model reads rows.
     """
 
     model: nn.Module
@@ -81,6 +81,7 @@ class Run:
     entry: Entry | None = None
     metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
     values: Mapping[str, ValueMetrics] = field(default_factory=dict)
+    released: tuple[scores.TaskMetrics, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     started_from: tuple[StartedFrom, ...] = ()
     features: Features | None = None
@@ -170,9 +171,9 @@ class Run:
                 weights_sha256=self.facts.weights_sha256,
             ),
             budget=self._ledger_budget(),
-            metrics=tuple(self._task_metrics(task, metrics) for task, metrics in self.metrics.items()),
+            metrics=(*(self._task_metrics(task, metrics) for task, metrics in self.metrics.items()), *self.released),
             values=tuple(
-                record.ValueMetrics.model_validate({"task": task, "released": False, **dataclasses.asdict(metrics)})
+                scores.ValueMetrics.model_validate({"task": task, "released": False, **dataclasses.asdict(metrics)})
                 for task, metrics in self.values.items()
             ),
         )
@@ -261,6 +262,8 @@ class Run:
                 "The metrics and the calibration plot below: they were computed on held-out rows without noise. Show "
                 "them only to people who may see those rows."
             )
+        if self.released:
+            said.append("What the metrics below cost: they were released by themselves, for what stands beside them.")
         said += [
             "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget.",
             _initial_weights(self.started_from),
@@ -294,19 +297,19 @@ class Run:
             head=self.ledger.head(),
         )
 
-    def _task_metrics(self, task: str, metrics: TaskMetrics) -> record.TaskMetrics:
+    def _task_metrics(self, task: str, metrics: TaskMetrics) -> scores.TaskMetrics:
         reference = None
         if metrics.reference is not None:
-            scores = record.Scores.model_validate(metrics.reference, from_attributes=True)
-            reference = record.Reference(name=self.schema.reference_name, scores=scores)
-        return record.TaskMetrics(
+            others = scores.Scores.model_validate(metrics.reference, from_attributes=True)
+            reference = scores.Reference(name=self.schema.reference_name, scores=others)
+        return scores.TaskMetrics(
             task=task,
             released=False,
             rows=metrics.rows,
             positives=metrics.positives,
-            scores=record.Scores.model_validate(metrics, from_attributes=True),
+            scores=scores.Scores.model_validate(metrics, from_attributes=True),
             reference=reference,
-            curve=tuple(record.CurvePoint.model_validate(point, from_attributes=True) for point in metrics.curve),
+            curve=tuple(scores.CurvePoint.model_validate(point, from_attributes=True) for point in metrics.curve),
         )
 
 

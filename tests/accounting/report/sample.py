@@ -5,20 +5,16 @@ from typing import Any
 from accounting.report.record import (
     Accountant,
     Assumption,
-    CurvePoint,
     Data,
     Guarantee,
-    Interval,
     LedgerBudget,
     Mechanism,
     Model,
     ProfilePoint,
-    Reference,
     Report,
     Run,
-    Scores,
-    TaskMetrics,
 )
+from accounting.report.scores import CurvePoint, Interval, Reference, Scores, TaskMetrics
 from accounting.report.started import StartedFrom
 
 

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from accounting.budget import Budget
 from accounting.report.phrase import bound, round_up
-from accounting.report.record import Interval, Mechanism, ProfilePoint, Report, Scores, TaskMetrics
+from accounting.report.record import Mechanism, ProfilePoint, Report
+from accounting.report.scores import Interval, Scores, TaskMetrics
 from tests.accounting.report import sample
 from tests.accounting.report.sample import (
     ASSERTED,

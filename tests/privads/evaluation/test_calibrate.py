@@ -13,7 +13,7 @@ from accounting import calibrate as budgets
 from accounting.budget import Budget
 from accounting.mechanisms import gaussian
 from privads.evaluation.calibrate import Calibration, Counts, by_segment, isotonic, platt
-from privads.evaluation.histogram import Grid, ScoreHistogram
+from privads.evaluation.histogram import ScoreHistogram, log_odds
 from privads.evaluation.metrics import ScoreSums
 from privads.evaluation.release import RELEASE_GRID
 
@@ -30,7 +30,7 @@ def _rows(rng: np.random.Generator, rows: int, mean: float = -3.4) -> tuple[np.n
 
 
 def _noised(exact: ScoreHistogram, noise_std: float, rng: np.random.Generator) -> ScoreHistogram:
-    cells = [one + rng.normal(0.0, noise_std, exact.grid.bins) for one in (exact.positives, exact.negatives)]
+    cells = [one + rng.normal(0.0, noise_std, exact.grid.cells) for one in (exact.positives, exact.negatives)]
     event = gaussian(noise_multiplier=noise_std)
     return replace(exact, positives=cells[0], negatives=cells[1], noise_std=noise_std, event=event)
 
@@ -106,7 +106,7 @@ def test_a_prediction_15_percent_low_is_mended_within_3_percent_at_epsilon_one_h
 
 def test_noise_that_explains_the_change_is_not_followed(rng: np.random.Generator) -> None:
     labels, truth = _rows(rng, 2_000)
-    exact = ScoreHistogram.of(labels, truth, grid=Grid(bins=36))
+    exact = ScoreHistogram.of(labels, truth, grid=log_odds(bins=36))
     slopes = [platt(Counts.of_histogram(_noised(exact, 40.0, rng))).slope for _ in range(40)]
     unaware = [platt(replace(Counts.of_histogram(_noised(exact, 40.0, rng)), noise_std=0.0)).slope for _ in range(40)]
     assert np.abs(np.array(slopes) - 1).mean() < 0.5 * np.abs(np.array(unaware) - 1).mean()

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
+from privads.batch import Batch
+from privads.features.pipeline import fit_features
+from privads.features.transforms import Pipeline
 from privads.logs import cache, reader
 from privads.logs import logs as logs_module
 from privads.logs.logs import Logs
@@ -98,6 +101,44 @@ def test_rows_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert numbers(logs) == [1, 2]
     monkeypatch.setattr(logs_module, "read_batches", None)
     assert numbers(logs) == [1, 2]
+
+
+@pytest.mark.parametrize("side", [0, 1, None])
+@pytest.mark.parametrize("fitted", [False, True])
+def test_rows_read_one_by_one_are_those_that_are_taken(tmp_path: Path, fitted: bool, side: int | None) -> None:
+    """The oracle is the file of encoded rows, which are grouped by unit; here each row is told by its number n."""
+    rng = np.random.default_rng(0)
+    write(
+        tmp_path / "a.parquet",
+        u=[f"u{number}" for number in rng.integers(0, 40, 300)],
+        t=[MOMENT + int(hours) * HOUR for hours in rng.integers(-50, 50, 300)],
+        e=[MOMENT if known else None for known in rng.integers(0, 2, 300)],
+        y=rng.choice([0.0, 1.0, np.nan], 300).tolist(),
+        n=rng.permutation(300).astype(float).tolist(),
+    )
+    facts = schema(categorical={"y2": {"buckets": 9}, "hour": {"buckets": 30, "part": "hour"}})
+    frame = pq.read_table(tmp_path / "a.parquet").to_pandas()
+    frame["y2"] = [None if one % 7 == 0 else f"c{one % 5}" for one in range(300)]
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), tmp_path / "a.parquet")
+    logs = Logs(tmp_path / "a.parquet", facts)
+    if fitted:
+        hashed = [{"kind": "hashed", "columns": ["y2"], "buckets": 5}, {"kind": "scaled", "column": "n"}]
+        logs = logs.with_features(fit_features(Pipeline.model_validate({"transforms": hashed}), logs))
+    logs = logs if side is None else logs.split(after=MOMENT)[side]
+    parts = [batch for _, batch in logs.judged()]
+    taken = logs.take(np.arange(len(logs.units)))
+
+    def rows(batches: list[Batch]) -> list[list[float]]:
+        fields = len(logs.schema.categorical)
+        found = []
+        for one in batches:
+            columns = [one.dense, one.ids.reshape(one.rows, fields)]
+            columns += [each[task].float()[:, None] for each in (one.labels, one.observed) for task in one.labels]
+            found += np.concatenate([column.numpy() for column in columns], axis=1).tolist()
+        return sorted(found)
+
+    assert rows(parts) == rows([taken])
+    assert len(rows(parts)) > 50
 
 
 @pytest.mark.parametrize("use", ["check", "units", "take"])

@@ -1,0 +1,72 @@
+"""Metrics of a run's held-out rows, released with noise: planned before the run, charged and read after it."""
+
+from dataclasses import replace
+
+from accounting.budget import Budget, BudgetExceeded
+from accounting.ledger import Ledger
+from accounting.report.scores import Interval, Scores, TaskMetrics
+from privads.batch import Rows
+from privads.config import ConfigError
+from privads.evaluation.histogram import HistogramMetrics
+from privads.evaluation.release import MetricsPlan, MetricsRelease
+from privads.logs.logs import Logs
+from privads.logs.reader import LogError
+from privads.run_config import RunConfig
+from privads.signals.counting import check_extra
+from privads.training.run import Run
+
+
+def plan_held_out(config: RunConfig, test: Logs | None) -> MetricsPlan | None:
+    """Returns what [evaluation] asks for, from public facts only; None where it is not there.
+
+    Refuses whatever could be refused only after training, when the run is paid for.
+    """
+    table = config.evaluation
+    if table is None:
+        return None
+    if test is None:
+        raise ConfigError("[evaluation] needs held-out rows: add data.test_after or data.test_fraction")
+    delta = table.delta or config.plan.delta
+    if delta is None:
+        raise ConfigError("missing key 'evaluation.delta': a privacy budget has no default")
+    check_extra()
+    budget = Budget(epsilon=table.epsilon, delta=delta, unit=config.plan.unit)
+    if config.features is None:
+        test.schema.check_history(budget.unit)
+    return MetricsPlan.of(test.source, budget, rows_per_unit=table.rows_per_unit, segments=table.segments)
+
+
+def released_on(
+    run: Run, rows: Rows, plan: MetricsPlan, *, ledger: Ledger | None, insecure_seed: int | None = None
+) -> Run:
+    """Returns the run with the metrics of held-out ``rows``, an entry of their own in the ledger; they may be shown to
+    whoever may see the run. What goes wrong costs the metrics, and not the run.
+    """
+    try:
+        found = plan.run(run, rows, ledger=ledger, insecure_seed=insecure_seed)
+    except BudgetExceeded as error:
+        raise BudgetExceeded(f"the run was saved without metrics, which did not fit: {error}") from None
+    except LogError as error:
+        raise LogError(f"the run was saved without metrics: {error}") from None
+    return replace(run, released=as_records(found))
+
+
+def as_records(found: MetricsRelease) -> tuple[TaskMetrics, ...]:
+    """Returns what was released as a report holds it."""
+    return tuple(
+        TaskMetrics(
+            task=one.task,
+            released=True,
+            release=found.cost,
+            segment=None if one.column is None else f"{one.column} = {one.value}",
+            rows=max(0, round(one.metrics.rows)),
+            positives=max(0, round(one.metrics.positives)),
+            scores=_scores(one.metrics),
+        )
+        for one in found.readings
+    )
+
+
+def _scores(metrics: HistogramMetrics) -> Scores:
+    names = ("auc", "log_loss", "normalized_entropy", "calibration")
+    return Scores(**{name: Interval.model_validate(getattr(metrics, name), from_attributes=True) for name in names})
