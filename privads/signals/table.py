@@ -26,6 +26,7 @@ from accounting import accountant, calibrate, mechanisms
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Ledger
 from privads.charge import open_charge
+from privads.logs.database import check_database
 from privads.logs.reader import telling_no_row
 from privads.logs.schema import Schema
 from privads.noise import Randomness
@@ -134,6 +135,7 @@ class Release:
         for query in self.queries:
             query.check(schema)
         randomness = Randomness(insecure_seed=insecure_seed, secure=insecure_seed is None)
+        check_database()
         source.check()
         entry = None
         if ledger is not None:
