@@ -150,7 +150,7 @@ class Quantiles(_Transform):
 
     def fit(self, schema: Schema, tables: Tables) -> "fitted.Buckets | fitted.Curve":
         """Returns the edges between buckets, or the distribution's curve."""
-        found = readings.distribution(tables[_grid_query(schema, self.column, self.label)])
+        found = _distribution(schema, self.column, self.label, tables)
         if self.buckets is None:
             shares = np.linspace(0, 1, 65)
             points = np.maximum.accumulate([found.quantile(float(share)) for share in shares])
@@ -173,7 +173,7 @@ class Standardized(_Transform):
 
     def fit(self, schema: Schema, tables: Tables) -> fitted.Scale:
         """Returns the scale, and what stands for a missing number."""
-        found = readings.distribution(tables[_grid_query(schema, self.column, self.label)])
+        found = _distribution(schema, self.column, self.label, tables)
         mean, std = found.moments()
         low, high = schema.numeric[self.column].range
         half = self.limit * max(std, (high - low) / CELLS)
@@ -182,8 +182,44 @@ class Standardized(_Transform):
         )
 
 
+class Imputed(_Transform):
+    """A number in [-1, 1] by its public range, where a missing one is its private median, or a public ``value``: then
+    it is free. `Missing` beside it tells the model which were missing. log: as in `Scaled`.
+    """
+
+    kind: Literal["imputed"] = "imputed"
+    column: str
+    value: Literal["median"] | float = "median"
+    log: bool = False
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def _label_of_a_table(self) -> Self:
+        if self.label is not None and self.value != "median":
+            raise ValueError("label says which table the median is read from, and value is a number: leave one out")
+        return self
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the table of its grid, where it reads one."""
+        if self.value == "median":
+            return (_grid_query(schema, self.column, self.label),)
+        check_numeric(schema, self.column)
+        low, high = schema.numeric[self.column].range
+        if not low <= self.value <= high:
+            raise ValueError(f"value must be in the range of {self.column!r}, [{low:g}, {high:g}], got {self.value:g}")
+        return ()
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.Scale:
+        """Returns the scale of the column's range, and what stands for a missing number."""
+        low, high = schema.numeric[self.column].range
+        value = self.value
+        if value == "median":
+            value = _distribution(schema, self.column, self.label, tables).quantile(0.5)
+        return fitted.Scale(column=self.column, low=low, high=high, log=self.log, missing=value, name="imputed")
+
+
 Transform = Annotated[
-    Hashed | Scaled | Missing | Vocabulary | Rate | Quantiles | Standardized, Field(discriminator="kind")
+    Hashed | Scaled | Missing | Vocabulary | Rate | Quantiles | Standardized | Imputed, Field(discriminator="kind")
 ]
 
 
@@ -217,6 +253,10 @@ def grid_of(schema: Schema, column: str) -> Grid:
 
 def _grid_query(schema: Schema, column: str, label: str | None) -> Query:
     return Query(by=(grid_of(schema, column),), label=label)
+
+
+def _distribution(schema: Schema, column: str, label: str | None, tables: Tables) -> readings.Distribution:
+    return readings.distribution(tables[_grid_query(schema, column, label)])
 
 
 def _words(key: tuple[str | int | None, ...]) -> tuple[str | None, ...]:
