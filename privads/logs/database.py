@@ -1,12 +1,13 @@
 """DuckDB as this library uses it: rows wait in little memory, and beyond it in files that nobody else can read."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 LONGEST = 1024
@@ -37,6 +38,18 @@ def open_database() -> Iterator[Any]:
         database.execute("SET preserve_insertion_order=false")
         database.execute("SET enable_progress_bar=false")
         yield database
+
+
+def store(database: Any, table: str, schema: pa.Schema, frames: Iterable[pa.RecordBatch]) -> None:
+    """Store the rows of ``frames`` in a new table. They are made here, so that what goes wrong with them is told as it
+    is: handed over as a stream, it would be an error of the database's.
+    """
+    database.register("frame", schema.empty_table())
+    database.execute(f"CREATE TABLE {table} AS SELECT * FROM frame")
+    for frame in frames:
+        database.register("frame", frame)
+        database.execute(f"INSERT INTO {table} BY NAME SELECT * FROM frame")
+    database.unregister("frame")
 
 
 class Codes:

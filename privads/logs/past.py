@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from privads.logs.database import Codes, open_database
+from privads.logs.database import Codes, open_database, store
 from privads.logs.reader import LogError
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ def looking_back(
         return
     names = {column: f"k{i}" for i, column in enumerate(dict.fromkeys(one for past in pasts for one in past.columns))}
     owner = [f"u{i}" for i in range(unit_columns)]
-    columns = ["place BIGINT", "micros BIGINT", *(f"{one} VARCHAR" for one in owner)]
-    columns += [f"{one} INTEGER" for one in names.values()]
+    columns = [
+        *(("place", pa.int64()), ("micros", pa.int64())),
+        *((one, pa.string()) for one in owner),
+        *((one, pa.int32()) for one in names.values()),
+    ]
     with open_database() as database:
-        database.execute(f"CREATE TABLE rows_read ({', '.join(columns)})")
-        for frame in _frames(parts, names):
-            database.register("frame", frame)
-            database.execute("INSERT INTO rows_read SELECT * FROM frame")
+        store(database, "rows_read", pa.schema(columns), _frames(parts, names))
         found = [f"count(*) OVER w{i} AS n{i}, micros - max(micros) OVER w{i} AS s{i}" for i in range(len(pasts))]
         windows = [f"w{i} AS ({_window(past, owner, names)})" for i, past in enumerate(pasts)]
         database.execute(
@@ -112,7 +112,7 @@ def _window(past: Past, owner: Sequence[str], names: dict[str, str]) -> str:
     return f"PARTITION BY {same} ORDER BY micros RANGE BETWEEN {start} PRECEDING AND 1 PRECEDING"
 
 
-def _frames(parts: Iterable["Part"], names: dict[str, str]) -> Iterator[pa.Table]:
+def _frames(parts: Iterable["Part"], names: dict[str, str]) -> Iterator[pa.RecordBatch]:
     """Yields the rows as the database looks at them."""
     seen, codes = 0, {column: Codes() for column in names}
     for part in parts:
@@ -124,4 +124,4 @@ def _frames(parts: Iterable["Part"], names: dict[str, str]) -> Iterator[pa.Table
         for column, name in names.items():
             own, values = part.texts[column]
             columns[name] = pa.array(np.append(codes[column].of(values), np.int32(-1))[own[places]])
-        yield pa.Table.from_pydict(columns)
+        yield pa.RecordBatch.from_pydict(columns)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from privads.logs.database import Codes, open_database
+from privads.logs.database import Codes, open_database, store
 from privads.signals.query import Grid, Query, Source
 
 
@@ -32,8 +32,7 @@ def count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_p
     counted = ", ".join(["place", *names.values(), *labels.values()])
     owner = ", ".join(f"u{i}" for i in range(unit_columns))
     with open_database() as database:
-        database.register("source_rows", pa.RecordBatchReader.from_batches(pa.schema(columns), frames))
-        database.execute("CREATE TABLE rows_read AS SELECT * FROM source_rows")
+        store(database, "rows_read", pa.schema(columns), frames)
         if unit_columns:
             database.execute(
                 f"CREATE TABLE chosen AS SELECT place FROM (SELECT {owner}, place, random() AS drawn FROM rows_read) "

@@ -153,6 +153,30 @@ def test_units_whose_columns_join_to_the_same_text_are_two(tmp_path: Path) -> No
     assert found[:, 3].tolist() == [1.0, 1.0, 1.0]
 
 
+def test_users_are_told_apart_by_every_character(tmp_path: Path) -> None:
+    names = [
+        "a",
+        "A",
+        "a ",
+        "a\0",
+        "a\0b",
+        "a\0c",
+        "\0",
+        "é",
+        "e\u0301",
+        "ß",
+        "ss",
+        "\u0130",
+        "i\u0307",
+        "a" * 3000,
+        "a" * 3001,
+    ]
+    rows: list[Row] = [(name, NOON + dt.timedelta(hours=i), "x", 1.0, 0) for i, name in enumerate(names)]
+    (found,) = seen(written(tmp_path, rows), facts(), [Past()])
+    assert len(found) == len(names)
+    assert (found[:, 3] == 1.0).all()
+
+
 def test_labels_are_not_looked_at(tmp_path: Path) -> None:
     rows = made_up(100, seed=4)
     flipped = [(*row[:4], 1 - row[4]) for row in rows]
@@ -314,6 +338,15 @@ def test_rows_that_were_not_looked_back_from_are_refused(tmp_path: Path) -> None
     features = pa.fit_features(pipeline(), log)
     with pytest.raises(ValueError, match="with_features"):
         features.transform(next(iter(log.raw())))
+
+
+@pytest.mark.parametrize("transform", [Frequency(), Vocabulary(columns=("campaign",))])
+def test_a_public_row_that_does_not_fit_is_one_clear_line(tmp_path: Path, transform: object) -> None:
+    """A fixed bug: from inside the database it came as an error of the database's, with a traceback."""
+    log = pa.Logs(written(tmp_path, [("u", NOON, "a", math.inf, 0)]), facts(public=True))
+    budget = pa.Budget(epsilon=1.0, delta=1e-6, unit="user")
+    with pytest.raises(LogError, match=r"^column 'bid': 1 values do not fit the schema"):
+        _ = log.with_features(pa.fit_features(pa.Pipeline(transforms=(transform,)), log, budget)).units
 
 
 def test_files_that_change_between_the_two_readings_are_refused(tmp_path: Path) -> None:
