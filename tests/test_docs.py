@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from privads.logs.schema import Schema, known_formats
 from privads.models import MODELS
-from privads.run_config import DataTable, FeaturesTable, LedgerTable, ModelTable, PlanTable, RunTable
+from privads.run_config import DEFAULT_MODEL, DataTable, FeaturesTable, LedgerTable, ModelTable, PlanTable, RunTable
 from privads.training import defaults, plan, sizes
 from privads.training.selection import SELECTABLE
 
@@ -44,6 +44,7 @@ def test_the_page_names_every_format_and_model() -> None:
 
 
 def test_the_page_states_the_codes_defaults() -> None:
+    assert f'| `"{DEFAULT_MODEL}"`, whatever the data' in PAGE
     assert f"| {plan.CLIP_NORM} |" in PAGE
     assert f"| {plan.AVERAGING} |" in PAGE
     assert f"else {sizes.ROWS_PER_UNIT} |" in PAGE
