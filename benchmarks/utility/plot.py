@@ -34,7 +34,7 @@ def draw(found: Sequence[Result], file: Path) -> None:
     rows = math.ceil(len(groups) / COLUMNS)
     columns = min(COLUMNS, len(groups))
     figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (title, group) in zip(panels, groups.items(), strict=False):
         for number, model in enumerate(models):
             line = sorted(
@@ -51,7 +51,7 @@ def draw(found: Sequence[Result], file: Path) -> None:
         axes.set_xticks(range(len(epsilons)), ["none" if one is None else f"{one:g}" for one in epsilons])
         axes.set(title=title, xlabel="epsilon", ylabel="normalized entropy")
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in list(panels)[len(groups) :]:
+    for axes in panels[len(groups) :]:
         axes.set_visible(False)
     handles = {label: one for axes in figure.axes for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), frameon=False)
