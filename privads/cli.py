@@ -92,11 +92,12 @@ def predict(
     out: Annotated[Path, typer.Option(help="The Parquet file to write: one row of probabilities for each row.")],
 ) -> None:
     """Score a log with the model of a run folder, row by row, in the log's order."""
-    from privads.training.checkpoint import load, load_features
+    from privads.training.checkpoint import load, load_calibrations, load_features
     from privads.training.scores import write_scores
 
     model, schema = load(run)
-    rows = write_scores(model, schema, logs, out, features=load_features(run))
+    maps = load_calibrations(run)
+    rows = write_scores(model, schema, logs, out, features=load_features(run), calibrations=maps)
     typer.echo(f"{rows} rows scored: {out}")
 
 

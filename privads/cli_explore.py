@@ -9,9 +9,9 @@ from privads.cli_budget import Json
 
 
 def explore(
-    config: Annotated[Path, typer.Argument(help="run.toml, as for train; its [model] is not used.")],
+    config: Annotated[Path, typer.Argument(help="run.toml, as for train; its model is not used.")],
     epsilon: Annotated[float, typer.Option(help="What looking may cost; charged in full before a row is read.")],
-    delta: Annotated[float | None, typer.Option(help="By default that of the [plan].")] = None,
+    delta: Annotated[float | None, typer.Option(help="By default plan.delta.")] = None,
     label: Annotated[str | None, typer.Option(help="The label to explain; by default the schema's first.")] = None,
     rows_per_unit: Annotated[
         int, typer.Option(help="Most rows counted of one unit; more rows need as many times the noise.", min=1)
@@ -22,7 +22,7 @@ def explore(
 ) -> None:
     """Look at a log with a budget: counts, missing rates, quantiles, label rates, and which columns tell the most.
 
-    With test_after or test_fraction in [data], only the rows for training are read.
+    With data.test_after or data.test_fraction, only the rows for training are read.
     """
     from privads.config import ConfigError
     from privads.run_config import read_config

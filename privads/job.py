@@ -73,9 +73,16 @@ class TrainJob:
             checkpoint=self.checkpoint,
         )
         try:
-            if self.metrics is not None and test is not None:
-                seed = self.config.run.insecure_seed
-                run = released_on(run, test, self.metrics, ledger=self.ledger, insecure_seed=seed)
+            table = self.config.evaluation
+            if self.metrics is not None and test is not None and table is not None:
+                run = released_on(
+                    run,
+                    test,
+                    self.metrics,
+                    ledger=self.ledger,
+                    insecure_seed=self.config.run.insecure_seed,
+                    calibration=table.calibration,
+                )
         finally:  # what was trained and paid for is kept, whatever becomes of its metrics
             run.save(self.out)
             if self.checkpoint is not None:

@@ -102,13 +102,15 @@ class FeaturesTable(_Table):
 class EvaluationTable(_Table):
     """What releasing metrics of the held-out rows may cost beside the run.
 
-    segments: columns, and of each the values that are judged apart.
+    segments: columns, and of each the values that are judged apart. calibration: the map that is fitted to what the
+    metrics are read from, for nothing more.
     """
 
     epsilon: float
     delta: float | None = None
     rows_per_unit: int = Field(default=1, gt=0)
     segments: dict[str, list[str]] = {}
+    calibration: Literal["platt", "isotonic"] | None = None
 
 
 class RunTable(_Table):

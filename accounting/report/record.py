@@ -232,6 +232,8 @@ class Model(Record):
     optimizer: Text
     learning_rate: Positive | None
     averaging: Text = NOT_STATED
+    calibration: Text | None = None
+    """The map from the model's probabilities to calibrated ones; the metrics are of those before it."""
     settings: Json = Field(default_factory=dict)
     weights_sha256: Sha256 | None = None
     """Of the weights that were handed out, by which a later run knows what it starts from."""

@@ -254,6 +254,7 @@ def _model_rows(report: Report) -> list[Row]:
         ("optimizer", model.optimizer),
         ("learning rate", _number(model.learning_rate)),
         ("averaging", model.averaging),
+        *((("calibration, after the metrics below", model.calibration),) if model.calibration is not None else ()),
         *((key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(model.settings.items())),
     ]
 

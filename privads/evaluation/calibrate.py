@@ -85,6 +85,12 @@ class Calibration:
     segments: Mapping[str, float] = field(default_factory=dict)
     event_json: str | None = None
 
+    def __str__(self) -> str:
+        if self.knots:
+            return f"a rising map of {len(self.knots)} points"
+        by_segment = f", and one more term for each of {len(self.segments)} segments" if self.segments else ""
+        return f"logit p' = {self.slope:.3g} logit p {self.intercept:+.3g}{by_segment}"
+
     @property
     def event(self) -> dp_event.DpEvent | None:
         """What the data lost by the fit, the same event as the histogram's; None where nothing."""

@@ -7,6 +7,7 @@ from accounting.ledger import Ledger
 from accounting.report.scores import Interval, Scores, TaskMetrics
 from privads.batch import Rows
 from privads.config import ConfigError
+from privads.evaluation.calibrate import Counts, isotonic, platt
 from privads.evaluation.histogram import HistogramMetrics
 from privads.evaluation.release import MetricsPlan, MetricsRelease
 from privads.logs.database import check_database
@@ -14,6 +15,8 @@ from privads.logs.logs import Logs
 from privads.logs.reader import LogError
 from privads.run_config import RunConfig
 from privads.training.run import Run
+
+FITS = {"platt": platt, "isotonic": isotonic}
 
 
 def plan_held_out(config: RunConfig, test: Logs | None) -> MetricsPlan | None:
@@ -37,10 +40,18 @@ def plan_held_out(config: RunConfig, test: Logs | None) -> MetricsPlan | None:
 
 
 def released_on(
-    run: Run, rows: Rows, plan: MetricsPlan, *, ledger: Ledger | None, insecure_seed: int | None = None
+    run: Run,
+    rows: Rows,
+    plan: MetricsPlan,
+    *,
+    ledger: Ledger | None,
+    insecure_seed: int | None = None,
+    calibration: str | None = None,
 ) -> Run:
     """Returns the run with the metrics of held-out ``rows``, an entry of their own in the ledger; they may be shown to
     whoever may see the run. What goes wrong costs the metrics, and not the run.
+
+    calibration: of `FITS`, fitted to what the metrics are read from, for nothing more.
     """
     try:
         found = plan.run(run, rows, ledger=ledger, insecure_seed=insecure_seed)
@@ -48,7 +59,9 @@ def released_on(
         raise BudgetExceeded(f"the run was saved without metrics, which did not fit: {error}") from None
     except LogError as error:
         raise LogError(f"the run was saved without metrics: {error}") from None
-    return replace(run, released=as_records(found))
+    fit = None if calibration is None else FITS[calibration]
+    maps = {} if fit is None else {task: fit(Counts.of_histogram(one)) for task, one in found.histograms.items()}
+    return replace(run, released=as_records(found), calibrations=maps)
 
 
 def as_records(found: MetricsRelease) -> tuple[TaskMetrics, ...]:

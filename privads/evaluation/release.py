@@ -106,7 +106,8 @@ class MetricsPlan:
             raise ValueError(f"rows_per_unit must be a whole number of at least 1, got {rows_per_unit!r}")
         chosen = tuple(schema.events if tasks is None else tasks)
         if not chosen or len(set(chosen)) < len(chosen):
-            raise ValueError(f"tasks must be different labels of yes or no, got {list(chosen)}")
+            found = f"got {list(chosen)}" if chosen else "there is none"
+            raise ValueError(f"tasks must be different labels of yes or no, and {found}")
         for task in chosen:
             schema.check_event(task)
         parts = {column: tuple(values) for column, values in (segments or {}).items()}

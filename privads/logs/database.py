@@ -40,11 +40,7 @@ def open_database() -> Iterator[Any]:
         database.execute(f"SET memory_limit='{MEMORY}'")
         database.execute(f"SET temp_directory='{Path(folder).as_posix()}'")
         database.execute("SET temp_file_encryption=true")  # a process that is killed leaves its files behind
-<<<<<<< HEAD
-        # Else it encrypts only with an extension that it looks for on the network, and fails where there is none. Its
-=======
         # Else it encrypts with an extension only that it looks for on the network, and fails where there is none. Its
->>>>>>> h-history
         # own key is not as random as one should be: what is left behind is hard to read, not impossible.
         database.execute("SET force_mbedtls_unsafe='true'")
         database.execute("SET autoinstall_known_extensions=false")

@@ -15,6 +15,10 @@ import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from privads.noise import Randomness
 from privads.signals.sites import NoSiteError, site_of
 
 DAY = 86_400_000_000
@@ -297,6 +301,23 @@ class Browser:
         """Returns the first epoch that may be looked at: none from before history was cleared."""
         first = self._epoch(now - self.limits.most_lookback_days * DAY)
         return first if self._cleared is None else max(first, self._epoch(self._cleared) + 1)
+
+
+def aggregate(
+    reports: Sequence[Sequence[int]], *, epsilon: float, most_value: int, randomness: Randomness
+) -> NDArray[np.int64]:
+    """Returns (buckets,) the sum of histograms with discrete Laplace noise of scale ``2 most_value / epsilon``.
+
+    reports: histograms of conversions that all stated this epsilon and this ``most_value``, each used once. Refuses one
+    that no browser would make, whose weight the noise does not hide. Of no reports it is the noise alone, (0,).
+    """
+    if len({len(one) for one in reports}) > 1:
+        raise ValueError("reports of different sizes are of different measurements: sum those of one")
+    table = np.array(reports, dtype=np.int64).reshape(len(reports), -1)
+    if (table < 0).any() or (table.sum(axis=1) > most_value).any():
+        raise ValueError("a report's sum must be from 0 to most_value, and none of its buckets below 0")
+    total: NDArray[np.int64] = table.sum(axis=0)
+    return total + randomness.discrete_laplace(len(total), scale=2 * most_value / epsilon)
 
 
 def fairly_allocate_credit(credit: Sequence[float], value: int, draw: Callable[[], float]) -> list[int]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from accounting.report.record import Report
 from accounting.report.render import MissingExtra, html
 from privads.config import ConfigError, parse_model
+from privads.evaluation.calibrate import Calibration
 from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models import MODELS, build
@@ -60,6 +61,7 @@ def save(run: Run, folder: Path) -> Path:
             "schema": run.schema.model_dump(mode="json"),
             "schema_sha256": run.schema.sha256,
             "features_sha256": None if run.features is None else run.features.sha256,
+            "calibrations": {task: one.to_json() for task, one in run.calibrations.items()},
         }
         if run.features is not None:
             run.features.save(draft / FEATURES)
@@ -97,6 +99,16 @@ def load_features(folder: Path) -> Features | None:
     if features.sha256 != about["features_sha256"]:
         raise ConfigError(f"{folder / FEATURES} was changed: these are not the features the model was trained with")
     return features
+
+
+def load_calibrations(folder: Path) -> dict[str, Calibration]:
+    """Returns {task: the map to calibrated probabilities} of a run folder; empty where it has none."""
+    file = _existing(folder, MODEL)
+    stated = json.loads(file.read_text(encoding="utf-8")).get("calibrations", {})
+    try:
+        return {task: Calibration.from_json(one) for task, one in stated.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ConfigError(f"{file} was changed: its calibrations cannot be read") from None
 
 
 def name_of(model: nn.Module) -> str:

@@ -25,6 +25,7 @@ from accounting.report import record, scores
 from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
 from privads.batch import Rows
+from privads.evaluation.calibrate import Calibration
 from privads.evaluation.metrics import TaskMetrics, evaluate
 from privads.evaluation.values import ValueMetrics, evaluate_value
 from privads.features.pipeline import Features
@@ -69,8 +70,9 @@ class Facts:
 class Run:
     """A finished training run. ``model`` is the plain module, with the averaged weights and no hooks.
 
-    released: metrics that were released with privacy. started_from: the runs in the weights that it began with, the
-    latest first. features: the fitted transforms by which the model reads rows.
+    released: metrics that were released with privacy. calibrations: maps fitted to what those were read from.
+    started_from: the runs in the weights that it began with, the latest first. features: the fitted transforms by which
+    the model reads rows.
     """
 
     model: nn.Module
@@ -82,6 +84,7 @@ class Run:
     metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
     values: Mapping[str, ValueMetrics] = field(default_factory=dict)
     released: tuple[scores.TaskMetrics, ...] = ()
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     started_from: tuple[StartedFrom, ...] = ()
     features: Features | None = None
@@ -167,6 +170,7 @@ class Run:
                 averaging=f"mean of the last {self.plan.averaging:.0%} of the iterates"
                 if self.plan.averaging
                 else "none",
+                calibration="; ".join(f"{task}: {one}" for task, one in self.calibrations.items()) or None,
                 settings=settings_of(self.model),
                 weights_sha256=self.facts.weights_sha256,
             ),

@@ -1,16 +1,18 @@
 """Scores of a log, written in its own order and never held in memory as a whole."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from privads.batch import padding
+from privads.evaluation.calibrate import Calibration
 from privads.features.pipeline import Features
 from privads.logs.encode import Part, as_batch, encode
 from privads.logs.past import looking_back
@@ -20,15 +22,22 @@ from privads.models.heads import heads_of
 
 
 def write_scores(
-    model: nn.Module, schema: Schema, path: str | Path, out: Path, *, features: Features | None = None
+    model: nn.Module,
+    schema: Schema,
+    path: str | Path,
+    out: Path,
+    *,
+    features: Features | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
 ) -> int:
     """Returns how many rows were scored: for each row at ``path``, in its order, to Parquet ``out``.
 
     The columns are {task}_probability of an event, {task}_mean of a number, and both of an amount, whose probability is
     that of more than 0. features: the fitted transforms by which the model reads rows; earlier rows that they look back
     at are those at ``path``. Labels are not needed. A row that does not fit the schema gets null. ``out`` is written
-    whole or not at all.
+    whole or not at all. calibrations: {task}_calibrated beside the probability.
     """
+    maps = calibrations or {}
     pasts = () if features is None else features.pasts
     read = (schema if features is None else features.source).without_labels(with_owners=bool(pasts))
     files = find_files(path)
@@ -39,7 +48,7 @@ def write_scores(
     heads = heads_of(schema)
     with torch.no_grad():
         names = [f"{task}_{name}" for task, one in model(padding(schema)).items() for name in heads[task].read(one)]
-    columns = pa.schema([(name, pa.float64()) for name in names])
+    columns = pa.schema([(name, pa.float64()) for name in (*names, *(f"{task}_calibrated" for task in maps))])
     rows = 0
     try:
         with (
@@ -51,8 +60,9 @@ def write_scores(
                 rows += len(part.fits)
                 with torch.no_grad():
                     outputs = model(as_batch(part, np.arange(len(part.fits))))
-                found = [heads[task].read(one.double()) for task, one in outputs.items()]
-                scores = [one.numpy() for reading in found for one in reading.values()]
+                found = {task: heads[task].read(one.double()) for task, one in outputs.items()}
+                scores = [one.numpy() for reading in found.values() for one in reading.values()]
+                scores += [_calibrated(found[task]["probability"].numpy(), one) for task, one in maps.items()]
                 writer.write_table(pa.table([pa.array(one, mask=~part.fits) for one in scores], schema=columns))
         draft.replace(out)
     finally:
@@ -64,3 +74,9 @@ def _parts(files: Sequence[Path], read: Schema, *, raw: bool) -> Iterator[Part]:
     for file in files:
         for batch in read_batches(file, read, read.columns):
             yield encode(batch, read, raw=raw)
+
+
+def _calibrated(probability: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:
+    """Returns (rows,) calibrated probabilities; a score that is no number stays none, and is no error."""
+    known = ~np.isnan(probability)
+    return np.where(known, calibration.apply(np.where(known, probability, 0.5)), np.nan)

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pyarrow.parquet
@@ -128,6 +130,17 @@ def test_a_setting_without_a_model_is_one_of_the_defaults(with_budget: Path) -> 
     (with_budget / "run.toml").write_text(RUN_TOML.replace('name = "logistic"', "dim = 8"))
     refused(privads(with_budget, "train", "run.toml", "--out", "run"), 2, "model 'logistic' has no setting 'dim'")
     assert spent(with_budget) == 0
+
+
+def test_help_says_every_word() -> None:
+    """A fixed bug: a word in square brackets is markup for the help's printer, and was left out."""
+    commands = [(app, command) for app in (cli.app, cli.cli_budget.app) for command in app.registered_commands]
+    assert len(commands) > 10
+    for _, command in commands:
+        parameters = get_type_hints(command.callback, include_extras=True).values()
+        helps = [note.help or "" for one in parameters for note in getattr(one, "__metadata__", ())]
+        for said in (command.callback.__doc__ or "", *helps):
+            assert not re.search(r"\[[a-z/]", said), said
 
 
 def test_the_installed_command_is_the_same(with_budget: Path) -> None:

@@ -5,7 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet
 import pytest
+import torch
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
 
 from accounting import mechanisms
 from accounting.budget import Budget
@@ -13,6 +18,8 @@ from accounting.ledger import Charge, Ledger
 from accounting.report.record import Report
 from privads.evaluation import held_out
 from privads.logs.logs import Logs
+from privads.noise import Randomness
+from privads.training.checkpoint import load, load_calibrations
 from tests.privads.test_cli import ADS_TOML, RUN_TOML, Done, privads, refused, write_log
 from tests.privads.test_job_features import FEATURES
 
@@ -193,6 +200,7 @@ def test_public_rows_may_be_judged_with_noise_for_nothing(folder: Path) -> None:
         ('["s1", "s2"]', '["s1", "s1"]', "twice"),
         ("epsilon = 0.5", "epsilon = 0.5\nsegment = 1", "unknown key 'evaluation.segment'"),
         ("epsilon = 0.5", "epsilon = 0.5\nrows_per_unit = 0", "rows_per_unit"),
+        ("epsilon = 0.5", 'epsilon = 0.5\ncalibration = "plat"', "evaluation.calibration"),
     ],
 )
 def test_a_wrong_table_is_one_clear_line_and_costs_nothing(folder: Path, old: str, new: str, said: str) -> None:
@@ -208,6 +216,47 @@ def test_without_the_library_that_counts_nothing_is_trained(folder: Path, monkey
     monkeypatch.setitem(sys.modules, "duckdb", None)
     refused(train(folder), 2, "privads[signals]")
     assert budget.history("small") == []
+
+
+def test_a_calibration_is_read_from_what_was_released_and_predict_applies_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without noise, against scikit-learn's logistic regression on the held-out rows themselves."""
+    monkeypatch.setattr(Randomness, "normal", lambda self, count, *, noise_std: 0.0 * self.uniforms(count))
+    (folder / "ads.toml").write_text(ADS_TOML.format(public="true"))
+    text = (RUN_TOML + EVALUATION).replace('[ledger]\nurl = "sqlite:///budget.db"\n', "")
+    stated = 'epsilon = 5000\nrows_per_unit = 5\ncalibration = "platt"'  # no user has more rows
+    (folder / "run.toml").write_text(text.replace("epsilon = 0.5", stated))
+    done = train(folder)
+    assert done.returncode == 0, done.stderr
+    model, schema = load(folder / "run")
+    _, test = Logs(folder / "log.parquet", schema).split(test_fraction=0.3)
+    batch = test.take(np.arange(len(test.units)))
+    with torch.no_grad():
+        at = model(batch)["click"].double().numpy()
+    oracle = LogisticRegression(C=np.inf).fit(at[:, None], batch.labels["click"].numpy())
+    slope, intercept = float(oracle.coef_[0, 0]), float(oracle.intercept_[0])
+    (found,) = load_calibrations(folder / "run").values()
+    assert (found.slope, found.intercept) == pytest.approx((slope, intercept), abs=0.06)
+    said = report(folder).model.calibration
+    assert said == f"click: logit p' = {found.slope:.3g} logit p {found.intercept:+.3g}"
+    assert said in (folder / "run" / "report.html").read_text().replace("&#39;", "'")
+
+    assert privads(folder, "predict", "run", "log.parquet", "--out", "scores.parquet").returncode == 0
+    scores = pyarrow.parquet.read_table(folder / "scores.parquet").to_pandas()
+    expected = expit(found.slope * logit(scores["click_probability"]) + found.intercept)
+    assert scores["click_calibrated"].to_numpy() == pytest.approx(expected.to_numpy())
+    assert list(scores) == ["click_probability", "click_calibrated"]
+
+
+def test_a_calibration_costs_nothing_more(folder: Path) -> None:
+    budget = ledger(folder)
+    assert train(folder, "--set", "evaluation.calibration=isotonic").returncode == 0
+    _, metrics = budget.history("small")
+    (found,) = load_calibrations(folder / "run").values()
+    assert found.event_json == metrics.event
+    assert budget.balance("small").spent_epsilon == pytest.approx(3.5, abs=0.01)
+    assert "epsilon <= 0.50" in report(folder).headline
 
 
 def test_delta_may_be_stated_by_itself(folder: Path) -> None:

@@ -434,6 +434,53 @@ def test_a_log_is_counted_by_score_and_by_segment(frame: pd.DataFrame, tmp_path:
     assert sum(map(sum, by_hand(frame, grid))) == frame["is_click"].notna().sum()  # the test's own bins miss no row
 
 
+@pytest.mark.usefixtures("no_noise")
+def test_each_label_is_counted_by_its_own_score_and_where_it_is_known() -> None:
+    class Apart(Store):
+        def take(self, row_numbers: NDArray[np.int64]) -> Batch:
+            batch = super().take(row_numbers)
+            known = {"click": batch.observed["click"], "buy": batch.labels["click"] == 1}  # one buys after a click
+            return replace(batch, labels={**batch.labels, "buy": batch.dense[:, 0]}, observed=known)
+
+    class Both(torch.nn.Module):
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"buy": -2.0 + 0.0 * batch.dense[:, 0], "click": batch.dense[:, 0]}
+
+    store = public(Apart([0, 1, 2, 3, 4], [1, 0, 1, 1, 0], [1, 1, 0, 1, 0]))
+    found = release_metrics(Both(), store, BUDGET, ledger=None, grid=log_odds(bins=3, low=-2.5, high=1.5))
+    counts = {task: (one.positives.tolist(), one.negatives.tolist()) for task, one in found.histograms.items()}
+    # bins end at -1.17 and 0.17: clicks are scored 0 or 1, buys -2
+    assert counts["click"] == ([0, 1, 2], [0, 1, 1])
+    assert counts["buy"] == ([2, 0, 0], [1, 0, 0])
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_a_number_has_no_such_metrics_and_a_label_that_waits_is_scored_by_its_probability(
+    frame: pd.DataFrame, tmp_path: Path, ledger: Ledger
+) -> None:
+    class Waits(torch.nn.Module):
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            logit = 4.0 * batch.dense[:, 0]
+            return {"sale": torch.stack([logit, 0.0 * logit + 9.0], dim=1), "spent": logit}
+
+    frame["t"] = pd.Timestamp("2026-11-01")
+    frame["sold"] = [pd.Timestamp("2026-11-02") if one == 1 else pd.NaT for one in frame["is_click"]]
+    frame["eur"] = 2.0
+    labels = {
+        "sale": {"time": "sold", "within_hours": 48, "waiting": True},
+        "spent": {"value": "eur", "kind": "log-normal", "most": 100},
+    }
+    logs, grid = as_log(frame, tmp_path, time="t", labels=labels), log_odds(bins=5, low=-4.001, high=4.001)
+    found = release_metrics(Waits(), logs, BUDGET, ledger=None, rows_per_unit=3_000, grid=grid)
+    assert list(found.histograms) == ["sale"]
+    sold = frame.assign(is_click=(frame["is_click"] == 1).astype(float))
+    one = found.histograms["sale"]
+    assert (one.positives.tolist(), one.negatives.tolist()) == by_hand(sold, grid)
+    with pytest.raises(ValueError, match="'spent' is a number"):
+        release_metrics(Waits(), logs, BUDGET, ledger=ledger, tasks=["spent"])
+    assert ledger.history("ads") == []
+
+
 def test_segments_are_a_table_more_for_each_task_and_all_have_the_noise_of_two(
     frame: pd.DataFrame, tmp_path: Path
 ) -> None:
