@@ -153,8 +153,24 @@ class Randomness:
         if self.insecure_seed is not None:
             raise ValueError("noise by OpenDP cannot be repeated: leave out insecure_seed, or the backend")
 
+    def drawn(self, table: Table, count: int) -> NDArray[np.int64]:
+        """Returns (count,) independent draws of a table's law (`privads.noise_tables`)."""
+        with self._one_at_a_time:
+            return self._drawn(table, count)
+
+    def below(self, count: int, end: int) -> NDArray[np.int64]:
+        """Returns (count,) independent whole numbers, each of 0 .. end - 1 equally likely, exactly; end: to 2^63."""
+        if not 1 <= end < 2**63:
+            raise ValueError(f"end must be from 1 to 2^63, got {end}")
+        whole = np.uint64(2**64 // end * end - 1)  # the words up to here fall on each number equally often
+        found = np.empty(0, dtype=np.uint64)
+        with self._one_at_a_time:
+            while len(found) < count:
+                words = self._words(count - len(found) + 16).copy()
+                found = np.concatenate([found, words[words <= whole]])
+        return (found[:count] % np.uint64(end)).astype(np.int64)
+
     def _drawn(self, table: Table, count: int) -> NDArray[np.int64]:
-        """Returns (count,) draws of a table's law."""
         words = self._words(count).copy()  # the keystream's memory is used again by the next draw
         found = np.searchsorted(table.high, words, side="left")
         if len(table.high):

@@ -91,6 +91,13 @@ def is_not_zero(rate: float) -> Table:
 
 
 @lru_cache(maxsize=16)
+def bernoulli(states: int, epsilon: float) -> Table:
+    """Returns the law of a coin that is 1 with probability ``states / (states + exp(epsilon) - 1)``."""
+    ratio = _exp_minus(Fraction(epsilon))  # both sides times exp(-epsilon)
+    return Table.of(iter([(1 << _FIXED) - ratio, states * ratio, 0]))
+
+
+@lru_cache(maxsize=16)
 def geometric(rate: float) -> tuple[Table, Table | None, int]:
     """Returns (law of q, law of r, m) such that ``G = q m + r`` has ``P[G >= g] = exp(-rate g)``; without r m is 1.
 
