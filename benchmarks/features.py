@@ -1,8 +1,9 @@
 """Fitting features to ten million rows and reading the rows through them: how long, and in how much memory.
 
 The pipeline has a vocabulary for each category, three rates (one of a cross), the quantiles of each number, one of them
-standardized, a missing indicator and a hashed cross, under unit user: 14 tables in one release. Rows come from Parquet
-files of about a million rows each, and go through the transforms into the row cache that training reads.
+standardized, a missing indicator, a hashed cross, and how often and how long ago the user was there before, under unit
+user: 14 tables in one release. Rows come from Parquet files of about a million rows each, and go through the transforms
+into the row cache that training reads.
 """
 
 import resource
@@ -21,7 +22,17 @@ from rich.console import Console
 from accounting.budget import Budget
 from benchmarks.harness import Figure, announced, json_line, table
 from privads.features.pipeline import fit_features
-from privads.features.transforms import Hashed, Missing, Pipeline, Quantiles, Rate, Standardized, Vocabulary
+from privads.features.transforms import (
+    Frequency,
+    Hashed,
+    Missing,
+    Pipeline,
+    Quantiles,
+    Rate,
+    Recency,
+    Standardized,
+    Vocabulary,
+)
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.logs.simulator import schema_toml, simulate
@@ -56,6 +67,8 @@ def pipeline(schema: Schema) -> Pipeline:
             Standardized(column="bid_usd"),
             Missing(column="price_usd"),
             Hashed(columns=("device", "creative_size"), buckets=64),
+            Frequency(),
+            Recency(),
         )
     )
 

@@ -150,6 +150,7 @@ def _features(config: RunConfig, train: Logs) -> tuple[Features | None, Fitting 
     if table is None:
         return None, None
     pipeline = parse_model(Pipeline, {"transforms": table.transforms}, source="[features]")
+    pipeline.check_unit(schema, config.plan.unit)
     file = None if table.file is None else Path(table.file)
     if file is not None and file.exists():
         features = Features.load(file)

@@ -4,16 +4,23 @@ Noise is made from a cryptographic keystream under a key of the operating system
 or logged. A seeded source exists for tests and for data declared public.
 """
 
+import math
 import os
 import threading
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from torch import Tensor
+
+from privads import noise_opendp
+from privads.noise_tables import Table, geometric, half_gaussian, is_not_zero
+
+Backend = Literal["table", "opendp"]
+"""What draws noise on whole numbers."""
 
 _PAIRS = 1 << 14
 """Pairs of normals made at a time: what they are made from then stays in the processor's cache."""
@@ -107,6 +114,62 @@ class Randomness:
         with np.errstate(over="ignore"):
             return np.floor(-np.log(self.uniforms(count)) / rate)
 
+    def discrete_gaussian(self, count: int, *, noise_std: float, backend: Backend = "table") -> NDArray[np.int64]:
+        """Returns (count,) independent whole numbers with ``P[z] ~ exp(-z^2 / (2 noise_std^2))``, noise_std positive.
+
+        From the table each is within a total variation distance of `noise_tables.gaussian_distance`, below 2^-100,
+        which a release adds to its delta; by OpenDP each is exact (Canonne, Kamath and Steinke 2020, arXiv 2004.00010).
+        """
+        _check_scale("noise_std", noise_std)
+        if backend == "opendp":
+            self._check_exact()
+            return noise_opendp.discrete_gaussian(count, noise_std=noise_std)
+        with self._one_at_a_time:
+            size = self._drawn(half_gaussian(noise_std), count)
+            return self._signed(size)
+
+    def discrete_laplace(self, count: int, *, scale: float, backend: Backend = "table") -> NDArray[np.int64]:
+        """Returns (count,) independent whole numbers with ``P[z] ~ exp(-|z| / scale)``, scale positive.
+
+        From the tables (zero or not, then 1 plus a geometric number, then a sign) each is within a total variation
+        distance of `noise_tables.laplace_distance`, below 2^-100, which a release adds to its delta; by OpenDP exact.
+        """
+        _check_scale("scale", scale)
+        if backend == "opendp":
+            self._check_exact()
+            return noise_opendp.discrete_laplace(count, scale=scale)
+        with self._one_at_a_time:
+            size = self._drawn(is_not_zero(1 / scale), count)
+            high, low, digits = geometric(1 / scale)
+            found = self._drawn(high, count)
+            if low is not None:
+                found *= digits
+                found += self._drawn(low, count)
+            found += 1
+            size *= found
+            return self._signed(size)
+
+    def _check_exact(self) -> None:
+        if self.insecure_seed is not None:
+            raise ValueError("noise by OpenDP cannot be repeated: leave out insecure_seed, or the backend")
+
+    def _drawn(self, table: Table, count: int) -> NDArray[np.int64]:
+        """Returns (count,) draws of a table's law."""
+        words = self._words(count).copy()  # the keystream's memory is used again by the next draw
+        found = np.searchsorted(table.high, words, side="left")
+        if len(table.high):
+            close = np.flatnonzero(table.high[np.minimum(found, len(table.high) - 1)] == words)
+            for place, low in zip(close.tolist(), self._words(len(close)).tolist(), strict=True):
+                end = np.searchsorted(table.high, words[place], side="right")
+                found[place] += np.count_nonzero(table.low[found[place] : end] <= np.uint64(low))
+        return found
+
+    def _signed(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the sizes, each with a random sign."""
+        words = self._words((len(sizes) + 63) // 64)
+        negative = np.unpackbits(words.view(np.uint8), count=len(sizes)).view(np.int8)
+        return np.where(negative, -sizes, sizes)
+
     def _standard_normal(self, count: int, dtype: Any) -> NDArray[Any]:
         normal = np.empty(count + count % 2, dtype=dtype)
         for start in range(0, len(normal), 2 * _PAIRS):
@@ -159,6 +222,11 @@ def _uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     words |= np.uint64(0x3FF << 52)  # 52 random bits behind the exponent of 1: a float64 on [1, 2)
     uniforms = words.view(np.float64)
     return np.subtract(2.0, uniforms, out=uniforms)
+
+
+def _check_scale(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def _philox() -> np.random.Philox:

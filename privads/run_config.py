@@ -12,6 +12,10 @@ from privads.config import ConfigError, override, parse_model
 
 SQLITE = "sqlite:///"
 
+DEFAULT_MODEL = "logistic"
+"""The model where a run names none, whatever its population, budget and labels: `docs/evaluation.md` has the table in
+which no other model is better than it by more than the seeds can tell on the real logs, with privacy."""
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +48,7 @@ class ModelTable(BaseModel):
     """Which model, and its settings."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    name: str
+    name: str = DEFAULT_MODEL
 
 
 class PlanTable(_Table):
@@ -131,8 +135,8 @@ class RunConfig(_Table):
     """The whole of `run.toml`."""
 
     data: DataTable
-    model: ModelTable
     plan: PlanTable
+    model: ModelTable = ModelTable()
     features: FeaturesTable | None = None
     evaluation: EvaluationTable | None = None
     ledger: LedgerTable | None = None

@@ -8,7 +8,16 @@ from pydantic import BaseModel
 
 from privads.logs.schema import Schema, known_formats
 from privads.models import MODELS
-from privads.run_config import DataTable, EvaluationTable, FeaturesTable, LedgerTable, ModelTable, PlanTable, RunTable
+from privads.run_config import (
+    DEFAULT_MODEL,
+    DataTable,
+    EvaluationTable,
+    FeaturesTable,
+    LedgerTable,
+    ModelTable,
+    PlanTable,
+    RunTable,
+)
 from privads.training import defaults, plan, sizes
 from privads.training.selection import SELECTABLE
 
@@ -45,6 +54,7 @@ def test_the_page_names_every_format_and_model() -> None:
 
 
 def test_the_page_states_the_codes_defaults() -> None:
+    assert f'| `"{DEFAULT_MODEL}"`, whatever the data' in PAGE
     assert f"| {plan.CLIP_NORM} |" in PAGE
     assert f"| {plan.AVERAGING} |" in PAGE
     assert f"else {sizes.ROWS_PER_UNIT} |" in PAGE

@@ -10,10 +10,10 @@ from privads.config import ConfigError
 from privads.evaluation.calibrate import Counts, isotonic, platt
 from privads.evaluation.histogram import HistogramMetrics
 from privads.evaluation.release import MetricsPlan, MetricsRelease
+from privads.logs.database import check_database
 from privads.logs.logs import Logs
 from privads.logs.reader import LogError
 from privads.run_config import RunConfig
-from privads.signals.counting import check_extra
 from privads.training.run import Run
 
 FITS = {"platt": platt, "isotonic": isotonic}
@@ -32,7 +32,7 @@ def plan_held_out(config: RunConfig, test: Logs | None) -> MetricsPlan | None:
     delta = config.plan.delta if table.delta is None else table.delta
     if delta is None:
         raise ConfigError("missing key 'evaluation.delta': a privacy budget has no default")
-    check_extra()
+    check_database()
     budget = Budget(epsilon=table.epsilon, delta=delta, unit=config.plan.unit)
     if config.features is None or test.features is not None:  # else what the model reads is not known yet
         test.schema.check_history(budget.unit)

@@ -1,4 +1,7 @@
-"""Fitted transforms: frozen values that turn rows into a model's inputs, one row by itself, and save as JSON."""
+"""Fitted transforms: frozen values that turn rows into a model's inputs, one row by itself, and save as JSON.
+
+What a row looks back at (`past.Earlier`) comes with it: no transform looks for other rows.
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from privads.features.stateless import hash_buckets, log_scale
+from privads.logs.past import Earlier, Past
 from privads.logs.raw import Raw
 from privads.logs.schema import Categorical, Numeric
 
@@ -30,8 +34,16 @@ class _Fitted(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
+    def pasts(self) -> tuple[Past, ...]:
+        """What its rows look back at."""
+        past: Past | None = getattr(self, "past", None)
+        return () if past is None else (past,)
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The columns that it reads."""
+        if self.pasts:
+            return self.pasts[0].columns
         columns: tuple[str, ...] = getattr(self, "columns", ())
         return columns or (self.column,)  # type: ignore[attr-defined]
 
@@ -194,7 +206,61 @@ class Curve(_Fitted):
         return [np.nan_to_num(2.0 * shares - 1.0, nan=0.0).astype(np.float32)]
 
 
-Fitted = Annotated[Hash | Scale | IsMissing | Words | Counter | Buckets | Curve, Field(discriminator="kind")]
+class EarlierRows(_Fitted):
+    """How many earlier rows there are, in [-1, 1] on a logarithmic scale from 0 to ``most``."""
+
+    kind: Literal["earlier-rows"] = "earlier-rows"
+    past: Past
+    most: int
+
+    @property
+    def outputs(self) -> dict[str, Numeric | Categorical]:
+        """The model's input that it makes."""
+        return {_back_name(self.past, "frequency"): Numeric(range=UNIT_RANGE)}
+
+    def apply(self, raw: Raw) -> list[Dense | Ids]:
+        """Returns (rows,) numbers in [-1, 1]."""
+        return [log_scale(_earlier(raw, self.past).rows.astype(np.float64), low=0.0, high=self.most)]
+
+
+class SinceEarlier(_Fitted):
+    """The hours since the latest earlier row, in [-1, 1] on a logarithmic scale from 0 to ``longest_hours``, and 1
+    where there is none, else -1. Where there is none the first is 1 too: longer ago than any.
+    """
+
+    kind: Literal["since-earlier"] = "since-earlier"
+    past: Past
+    longest_hours: float
+
+    @property
+    def outputs(self) -> dict[str, Numeric | Categorical]:
+        """The model's inputs that it makes."""
+        name = _back_name(self.past, "recency")
+        return {name: Numeric(range=UNIT_RANGE), f"{name}.missing": Numeric(range=UNIT_RANGE)}
+
+    def apply(self, raw: Raw) -> list[Dense | Ids]:
+        """Returns (rows,) numbers in [-1, 1], and (rows,) of 1 and -1."""
+        hours = _earlier(raw, self.past).hours
+        none = np.isnan(hours)
+        scaled = log_scale(np.where(none, self.longest_hours, hours), low=0.0, high=self.longest_hours)
+        return [scaled, np.where(none, 1.0, -1.0).astype(np.float32)]
+
+
+Fitted = Annotated[
+    Hash | Scale | IsMissing | Words | Counter | Buckets | Curve | EarlierRows | SinceEarlier,
+    Field(discriminator="kind"),
+]
+
+
+def _back_name(past: Past, what: str) -> str:
+    same = ["*".join(past.columns)] if past.columns else []
+    return ".".join([*same, what, *([] if past.within_hours is None else [f"{past.within_hours:g}h"])])
+
+
+def _earlier(raw: Raw, past: Past) -> Earlier:
+    if past not in raw.pasts:
+        raise ValueError("these rows do not know their unit's earlier ones: take them from log.with_features(...)")
+    return raw.pasts[past]
 
 
 def _joined(values: tuple[tuple[str | None, ...], ...]) -> list[str]:

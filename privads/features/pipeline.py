@@ -19,6 +19,7 @@ from privads.config import ConfigError, parse_model
 from privads.features.fitted import Fitted
 from privads.features.transforms import Pipeline
 from privads.logs.encode import Part
+from privads.logs.past import Past
 from privads.logs.raw import Raw, raw_rows
 from privads.logs.schema import Categorical, History, Numeric, Schema
 from privads.signals.query import Source
@@ -76,12 +77,17 @@ class Features(BaseModel):
             for name, field in one.outputs.items():
                 if name in numeric or name in categorical:
                     raise ValueError(f"two transforms make the input {name!r}")
-                history = _history_of(self.source, one.sources)
+                history = _history_of(self.source, one)
                 if isinstance(field, Numeric):
                     numeric[name] = field.model_copy(update={"history": history})
                 else:
                     categorical[name] = field.model_copy(update={"history": history})
         return Schema.model_validate({**dict(self.source), "numeric": numeric, "categorical": categorical})
+
+    @cached_property
+    def pasts(self) -> tuple[Past, ...]:
+        """Which of their unit's earlier rows the rows look back at."""
+        return tuple(dict.fromkeys(past for one in self.transforms for past in one.pasts))
 
     def transform(self, raw: Raw) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Returns (dense (rows, numeric), ids (rows, categorical) in the fused table), each row by itself."""
@@ -173,6 +179,8 @@ def plan_release(
 ) -> Release | None:
     """Returns what fitting would release, from public facts only; None where every transform is free."""
     queries = pipeline.queries(schema)
+    if budget is not None:
+        pipeline.check_unit(schema, budget.unit)
     if not queries:
         return None
     if budget is None:
@@ -180,14 +188,18 @@ def plan_release(
     return Release.of(queries, budget, rows_per_unit=rows_per_unit)
 
 
-def _history_of(source: Schema, columns: tuple[str, ...]) -> History | None:
-    """Returns the history of an input made from ``columns``: whoever's rows entered one of them entered the input."""
+def _history_of(source: Schema, transform: Fitted) -> History | None:
+    """Returns the history of what a transform makes: whoever's rows entered one of its columns entered its outputs, and
+    those of the row's own unit where it looks back at them.
+    """
     fields: list[Numeric | Categorical] = [
-        source.numeric[one] if one in source.numeric else source.categorical[one] for one in columns
+        source.numeric[one] if one in source.numeric else source.categorical[one] for one in transform.sources
     ]
     histories = [field.history for field in fields if field.history is not None]
-    if len({history.of for history in histories}) > 1:
-        raise ValueError(f"{'*'.join(columns)} crosses columns whose histories are of different rows: leave one out")
+    histories += [History() for _ in transform.pasts]
+    if len({history.of or source.unit for history in histories}) > 1:
+        made = "*".join(transform.sources)
+        raise ValueError(f"{made} crosses columns whose histories are of different rows: leave one out")
     if not histories:
         return None
     longest = None if any(one.rows is None for one in histories) else max(one.rows or 0 for one in histories)

@@ -1,7 +1,8 @@
 """Transforms, as they are asked for: what each counts in a log, and what it becomes when its tables are there.
 
-Free ones look at one row and public constants only. Fitted ones read `NoisyTable`s; two that ask for the same table
-share it. Every one is a frozen value that can be written in a `run.toml`.
+Free ones look at one row and public constants only; `Frequency` and `Recency` at earlier rows of the same unit too.
+Fitted ones read `NoisyTable`s; two that ask for the same table share it. Every one is a frozen value that can be
+written in a `run.toml`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,9 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from accounting.budget import PrivacyUnit
 from privads.features import fitted, readings
+from privads.logs.past import Past
 from privads.logs.schema import Schema
 from privads.signals.query import Grid, Query, check_categorical, check_numeric
 from privads.signals.table import NoisyTable
@@ -19,6 +22,10 @@ Tables = Mapping[Query, NoisyTable]
 
 CELLS = 128
 """Cells of the grid that quantiles and moments are read from: more show finer, and each brings its noise to sums."""
+
+
+A_YEAR = 8760.0
+"""In hours: what is longer ago than that is as good as never."""
 
 
 class _Transform(BaseModel):
@@ -150,7 +157,7 @@ class Quantiles(_Transform):
 
     def fit(self, schema: Schema, tables: Tables) -> "fitted.Buckets | fitted.Curve":
         """Returns the edges between buckets, or the distribution's curve."""
-        found = readings.distribution(tables[_grid_query(schema, self.column, self.label)])
+        found = _distribution(schema, self.column, self.label, tables)
         if self.buckets is None:
             shares = np.linspace(0, 1, 65)
             points = np.maximum.accumulate([found.quantile(float(share)) for share in shares])
@@ -173,7 +180,7 @@ class Standardized(_Transform):
 
     def fit(self, schema: Schema, tables: Tables) -> fitted.Scale:
         """Returns the scale, and what stands for a missing number."""
-        found = readings.distribution(tables[_grid_query(schema, self.column, self.label)])
+        found = _distribution(schema, self.column, self.label, tables)
         mean, std = found.moments()
         low, high = schema.numeric[self.column].range
         half = self.limit * max(std, (high - low) / CELLS)
@@ -182,8 +189,88 @@ class Standardized(_Transform):
         )
 
 
+class Imputed(_Transform):
+    """A number in [-1, 1] by its public range, where a missing one is its private median, or a public ``value``: then
+    it is free. `Missing` beside it tells the model which were missing. log: as in `Scaled`.
+    """
+
+    kind: Literal["imputed"] = "imputed"
+    column: str
+    value: Literal["median"] | float = "median"
+    log: bool = False
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def _label_of_a_table(self) -> Self:
+        if self.label is not None and self.value != "median":
+            raise ValueError("label says which table the median is read from, and value is a number: leave one out")
+        return self
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the table of its grid, where it reads one."""
+        if self.value == "median":
+            return (_grid_query(schema, self.column, self.label),)
+        check_numeric(schema, self.column)
+        low, high = schema.numeric[self.column].range
+        if not low <= self.value <= high:
+            raise ValueError(f"value must be in the range of {self.column!r}, [{low:g}, {high:g}], got {self.value:g}")
+        return ()
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.Scale:
+        """Returns the scale of the column's range, and what stands for a missing number."""
+        low, high = schema.numeric[self.column].range
+        value = self.value
+        if value == "median":
+            value = _distribution(schema, self.column, self.label, tables).quantile(0.5)
+        return fitted.Scale(column=self.column, low=low, high=high, log=self.log, missing=value, name="imputed")
+
+
+class Frequency(_Transform):
+    """How often a row's own unit (its user) was there before: the number of its strictly earlier rows, free.
+
+    columns: only rows with the same values there are counted. within_hours: only so recent ones. most: more are taken
+    for so many. It looks at the unit's own rows and at no label, so it needs a budget of that unit.
+    """
+
+    kind: Literal["frequency"] = "frequency"
+    columns: tuple[str, ...] = ()
+    within_hours: float | None = Field(default=None, gt=0, le=1e6)
+    most: int = Field(default=100, ge=1)
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the tables it reads: none."""
+        _check_past(schema, self.kind, self.columns)
+        return ()
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.EarlierRows:
+        """Returns itself, ready."""
+        return fitted.EarlierRows(past=Past(columns=self.columns, within_hours=self.within_hours), most=self.most)
+
+
+class Recency(_Transform):
+    """How long ago a row's own unit (its user) was last there, of its strictly earlier rows, and whether it was: free.
+
+    columns, within_hours: as in `Frequency`; without within_hours what is longer ago than `A_YEAR` is taken for that.
+    """
+
+    kind: Literal["recency"] = "recency"
+    columns: tuple[str, ...] = ()
+    within_hours: float | None = Field(default=None, gt=0, le=1e6)
+
+    def queries(self, schema: Schema) -> tuple[Query, ...]:
+        """Returns the tables it reads: none."""
+        _check_past(schema, self.kind, self.columns)
+        return ()
+
+    def fit(self, schema: Schema, tables: Tables) -> fitted.SinceEarlier:
+        """Returns itself, ready."""
+        past = Past(columns=self.columns, within_hours=self.within_hours)
+        return fitted.SinceEarlier(past=past, longest_hours=self.within_hours or A_YEAR)
+
+
 Transform = Annotated[
-    Hashed | Scaled | Missing | Vocabulary | Rate | Quantiles | Standardized, Field(discriminator="kind")
+    Hashed | Scaled | Missing | Vocabulary | Rate | Quantiles | Standardized | Imputed | Frequency | Recency,
+    Field(discriminator="kind"),
 ]
 
 
@@ -203,6 +290,17 @@ class Pipeline(_Transform):
         """Returns the tables that the transforms read, each once; refuses columns that the schema does not have."""
         return tuple(dict.fromkeys(query for one in self.transforms for query in one.queries(schema)))
 
+    def check_unit(self, schema: Schema, unit: PrivacyUnit) -> None:
+        """Refuse transforms that look at rows of the same owner where ``unit`` is less than that owner: one unit's row
+        would enter another's features.
+        """
+        for one in self.transforms:
+            if isinstance(one, Frequency | Recency) and unit != schema.protected_unit:
+                raise ValueError(
+                    f"{one.kind} looks at other rows of the same {schema.protected_unit}, which unit {unit!r} does not "
+                    f"protect: protect {schema.protected_unit!r}, or leave it out"
+                )
+
 
 def grid_of(schema: Schema, column: str) -> Grid:
     """Returns the grid of `CELLS` cells over a number's public range, even on the scale of sign(x) log(1 + abs(x))."""
@@ -217,6 +315,18 @@ def grid_of(schema: Schema, column: str) -> Grid:
 
 def _grid_query(schema: Schema, column: str, label: str | None) -> Query:
     return Query(by=(grid_of(schema, column),), label=label)
+
+
+def _distribution(schema: Schema, column: str, label: str | None, tables: Tables) -> readings.Distribution:
+    return readings.distribution(tables[_grid_query(schema, column, label)])
+
+
+def _check_past(schema: Schema, kind: str, columns: tuple[str, ...]) -> None:
+    check_categorical(schema, *columns)
+    if not schema.unit:
+        raise ValueError(f"{kind} looks at earlier rows of the same owner: add unit = [COLUMN] to the schema")
+    if schema.time is None:
+        raise ValueError(f"{kind} looks at earlier rows: add time = COLUMN to the schema")
 
 
 def _words(key: tuple[str | int | None, ...]) -> tuple[str | None, ...]:

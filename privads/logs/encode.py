@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from privads.batch import Batch
 from privads.features.stateless import hash_buckets, log_scale
+from privads.logs.past import Earlier, Past
 from privads.logs.reader import MISSING_TEXTS, LogError
 from privads.logs.schema import EPOCH_SECONDS, DelayedLabel, Schema, ValueLabel
 
@@ -70,7 +71,7 @@ class Part:
     column (rows,) text or None. times: (rows,) datetime64[us], NaT where unknown. fits: (rows,) bool. hours: per task
     that waits (rows, 2), as `Batch` has them.
     numbers, texts: the columns before they are encoded, as `Raw` has them; only where asked for, and then in place of
-    dense and ids, which are empty.
+    dense and ids, which are empty. pasts: what the rows look back at, where it was looked for (`past.looking_back`).
     """
 
     dense: NDArray[np.float32]
@@ -84,6 +85,7 @@ class Part:
     hours: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     texts: dict[str, Texts] = field(default_factory=dict)
+    pasts: dict[Past, Earlier] = field(default_factory=dict)
 
 
 def encode(batch: pa.RecordBatch, schema: Schema, *, raw: bool = False) -> Part:

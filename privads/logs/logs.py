@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow
 from numpy.typing import NDArray
 
 from privads.batch import Batch
 from privads.logs.cache import CachedRows, cached, check_folder, check_kept
+from privads.logs.database import check_database
 from privads.logs.encode import Part, as_batch, encode, uniform_of_key, waited_hours
+from privads.logs.past import looking_back
 from privads.logs.raw import Raw, batch_of, own_reading, raw_rows
 from privads.logs.reader import LogError, check_columns, find_files, read_batches, telling_no_row
 from privads.logs.schema import DelayedLabel, Schema
@@ -133,6 +136,8 @@ class Logs:
         """Refuse missing files and columns, and a folder that the cache cannot be written to. Reads no row."""
         for file in find_files(self.path):
             check_columns(file, self.source, self.source.columns)
+        if self.features is not None and self.features.pasts:
+            check_database()
         if self.cache is not None:
             check_folder(self.cache, keep=self.keep_cache)
             if self._kept_name is not None:
@@ -158,7 +163,7 @@ class Logs:
             return cached(self._parts, self.schema, folder=self.cache, name=self._kept_name)
 
     def raw(self) -> Iterator[Raw]:
-        """Yields the rows with their features as the files have them, in their order. Reads the rows."""
+        """Yields the rows with their columns as the files have them, in their order. Reads the rows."""
         self.check()
         with telling_no_row(self._unreadable, public=self.schema.public):
             yield from (raw_rows(part, self.source) for part in self._read(raw=True))
@@ -177,13 +182,21 @@ class Logs:
     def _read(self, *, raw: bool) -> Iterator[Part]:
         """Yields the rows of the files that are on this side."""
         schema, side = self.source, self.side
-        for file in find_files(self.path):
-            for batch in read_batches(file, schema, schema.columns):
-                part = encode(batch, schema, raw=raw)
+        pasts = self.features.pasts if raw and self.features is not None else ()
+        both_sides = (part for _, part in self._encoded(raw=True))
+        with looking_back(both_sides, pasts, unit_columns=len(schema.unit)) as look_back:
+            for batch, part in self._encoded(raw=raw):
                 chosen = part.fits if side is None else part.fits & self._on_side(part, batch)
+                part = look_back(part)
                 if side is not None and side.side == "train" and side.after is not None:
                     part = _as_known_at(part, schema, side.after)
                 yield _select(part, chosen)
+
+    def _encoded(self, *, raw: bool) -> Iterator[tuple[pyarrow.RecordBatch, Part]]:
+        """Yields the rows of the files, on either side."""
+        for file in find_files(self.path):
+            for batch in read_batches(file, self.source, self.source.columns):
+                yield batch, encode(batch, self.source, raw=raw)
 
     @property
     def _unreadable(self) -> str:
@@ -237,6 +250,7 @@ def _select(part: Part, chosen: NDArray[np.bool_]) -> Part:
         hours={task: waited[chosen] for task, waited in part.hours.items()},
         numbers={name: values[chosen] for name, values in part.numbers.items()},
         texts={name: (codes[chosen], values) for name, (codes, values) in part.texts.items()},
+        pasts={past: found[chosen] for past, found in part.pasts.items()},
     )
 
 

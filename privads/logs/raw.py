@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from privads.batch import Batch
 from privads.features.stateless import hash_buckets, log_scale
 from privads.logs.encode import Part, Texts, as_batch
+from privads.logs.past import Earlier, Past
 from privads.logs.schema import Schema
 
 
@@ -15,7 +16,8 @@ from privads.logs.schema import Schema
 class Raw:
     """Some rows before any transform. numbers: per numeric column (rows,) float, NaN where missing, clipped to the
     schema's range. texts: per categorical column. labels, observed: per task (rows,); a label that waits is observed
-    once its window has closed. units: per unit column (rows,). times: (rows,) datetime64[us].
+    once its window has closed. units: per unit column (rows,). times: (rows,) datetime64[us]. pasts: what the rows look
+    back at, of a log that is read through features.
     """
 
     numbers: dict[str, NDArray[np.float64]]
@@ -24,6 +26,7 @@ class Raw:
     observed: dict[str, NDArray[np.bool_]]
     units: list[NDArray[np.object_]]
     times: NDArray[np.datetime64]
+    pasts: dict[Past, Earlier] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -41,6 +44,7 @@ def raw_rows(part: Part, schema: Schema) -> Raw:
         observed={task: known & closed.get(task, True) for task, known in part.observed.items()},
         units=part.units,
         times=part.times,
+        pasts=part.pasts,
     )
 
 

@@ -358,10 +358,14 @@ class Schema(_Facts):
     def _owner(self) -> str:
         return repr(self.protected_unit) if self.unit else "a unit that owns those rows"
 
-    def without_labels(self) -> "Schema":
-        """Returns what is needed to read the features alone, of rows whose unit, time and labels may be missing."""
-        time = self.time if any(field.part for field in self.categorical.values()) else None
-        return self.model_copy(update={"labels": {}, "reference": {}, "unit": (), "time": time, "public": False})
+    def without_labels(self, *, with_owners: bool = False) -> "Schema":
+        """Returns what is needed to read the features alone, of rows whose unit, time and labels may be missing.
+
+        with_owners: unit and time are needed too.
+        """
+        kept = with_owners or any(field.part for field in self.categorical.values())
+        unit, time = self.unit if with_owners else (), self.time if kept else None
+        return self.model_copy(update={"labels": {}, "reference": {}, "unit": unit, "time": time, "public": False})
 
     @property
     def sha256(self) -> str:

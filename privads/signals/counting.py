@@ -4,23 +4,14 @@ Rows wait in the database as small whole numbers; only who owns them is text, an
 so that it is made in little memory, whatever the log's size.
 """
 
-import importlib.util
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from privads.logs.database import Codes, open_database, store
 from privads.signals.query import Grid, Query, Source
-
-LONGEST = 1024
-"""Characters of a category's value that a table looks at: without an end to them one unit could fill the memory."""
-
-MEMORY = "2GB"
-"""What the database may hold in memory; beyond it, it uses files in a folder of its own that is removed at the end."""
 
 
 def count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_per_unit: int) -> list[pd.DataFrame]:
@@ -28,12 +19,9 @@ def count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_p
 
     unit_columns: how many of the schema's unit columns name the unit; with 0 each row is one, and all are counted.
     """
-    check_extra()
-    import duckdb
-
     names = {one: f"k{i}" for i, one in enumerate(dict.fromkeys(one for query in queries for one in query.by))}
     labels = {one: f"y{i}" for i, one in enumerate(dict.fromkeys(q.label for q in queries if q.label is not None))}
-    codes = {one: _Codes() for one in names if not isinstance(one, Grid)}
+    codes = {one: Codes() for one in names if not isinstance(one, Grid)}
     columns = [
         ("place", pa.int64()),
         *((f"u{i}", pa.string()) for i in range(unit_columns)),
@@ -43,14 +31,8 @@ def count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_p
     frames = _frames(source, names, labels, codes, unit_columns)
     counted = ", ".join(["place", *names.values(), *labels.values()])
     owner = ", ".join(f"u{i}" for i in range(unit_columns))
-    with tempfile.TemporaryDirectory(prefix="privads-") as folder, duckdb.connect() as database:
-        database.execute(f"SET memory_limit='{MEMORY}'")
-        database.execute(f"SET temp_directory='{Path(folder).as_posix()}'")
-        database.execute("SET temp_file_encryption=true")  # a process that is killed leaves its files behind
-        database.execute("SET preserve_insertion_order=false")
-        database.execute("SET enable_progress_bar=false")
-        database.register("source_rows", pa.RecordBatchReader.from_batches(pa.schema(columns), frames))
-        database.execute("CREATE TABLE rows_read AS SELECT * FROM source_rows")
+    with open_database() as database:
+        store(database, "rows_read", pa.schema(columns), frames)
         if unit_columns:
             database.execute(
                 f"CREATE TABLE chosen AS SELECT place FROM (SELECT {owner}, place, random() AS drawn FROM rows_read) "
@@ -62,32 +44,7 @@ def count(source: Source, queries: Sequence[Query], *, unit_columns: int, rows_p
         return [_decoded(database.execute(_sql(query, names, labels)).df(), query, codes) for query in queries]
 
 
-def check_extra() -> None:
-    """Refuse to go on without the library that counts; before anything is charged."""
-    if importlib.util.find_spec("duckdb") is None:
-        raise ImportError("counting a log needs DuckDB: pip install 'privads[signals]'")
-
-
-class _Codes:
-    """Whole numbers from 0 for texts, in the order in which they come."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, int] = {}
-
-    def of(self, texts: Sequence[str | None]) -> NDArray[np.int32]:
-        """Returns each text's number; -1 for None."""
-        known = self._of
-        return np.array(
-            [-1 if one is None else known.setdefault(one[:LONGEST], len(known)) for one in texts], dtype=np.int32
-        )
-
-    @property
-    def texts(self) -> NDArray[np.object_]:
-        """The text of each number."""
-        return np.array([*self._of, None], dtype=object)
-
-
-def _decoded(counted: pd.DataFrame, query: Query, codes: Mapping[str, _Codes]) -> pd.DataFrame:
+def _decoded(counted: pd.DataFrame, query: Query, codes: Mapping[str, Codes]) -> pd.DataFrame:
     """Returns the counts with the texts of categories in the place of their numbers."""
     for place, one in enumerate(query.by):
         if not isinstance(one, Grid):
@@ -111,7 +68,7 @@ def _frames(
     source: Source,
     names: Mapping[str | Grid, str],
     labels: Mapping[str, str],
-    codes: Mapping[str, _Codes],
+    codes: Mapping[str, Codes],
     unit_columns: int,
 ) -> Iterator[pa.RecordBatch]:
     """Yields the rows as the database counts them."""

@@ -26,10 +26,11 @@ from accounting import accountant, calibrate, mechanisms
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Ledger
 from privads.charge import open_charge
+from privads.logs.database import check_database
 from privads.logs.reader import telling_no_row
 from privads.logs.schema import Schema
 from privads.noise import Randomness
-from privads.signals.counting import check_extra, count
+from privads.signals.counting import count
 from privads.signals.query import Key, Query, Source
 
 SELECTION_SHARE = 0.1
@@ -134,8 +135,8 @@ class Release:
         for query in self.queries:
             query.check(schema)
         randomness = Randomness(insecure_seed=insecure_seed, secure=insecure_seed is None)
+        check_database()
         source.check()
-        check_extra()
         entry = None
         if ledger is not None:
             cost = self.spent.upper

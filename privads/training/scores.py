@@ -1,7 +1,7 @@
 """Scores of a log, written in its own order and never held in memory as a whole."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import nn
 from privads.batch import padding
 from privads.evaluation.calibrate import Calibration
 from privads.features.pipeline import Features
-from privads.logs.encode import as_batch, encode
+from privads.logs.encode import Part, as_batch, encode
+from privads.logs.past import looking_back
 from privads.logs.reader import check_columns, find_files, read_batches
 from privads.logs.schema import Schema
 from privads.models.heads import heads_of
@@ -32,12 +33,13 @@ def write_scores(
     """Returns how many rows were scored: for each row at ``path``, in its order, to Parquet ``out``.
 
     The columns are {task}_probability of an event, {task}_mean of a number, and both of an amount, whose probability is
-    that of more than 0. features: the fitted transforms by which the model reads rows. Labels are not needed. A row
-    that does not fit the schema gets null. ``out`` is written whole or not at all. calibrations: {task}_calibrated
-    beside the probability.
+    that of more than 0. features: the fitted transforms by which the model reads rows; earlier rows that they look back
+    at are those at ``path``. Labels are not needed. A row that does not fit the schema gets null. ``out`` is written
+    whole or not at all. calibrations: {task}_calibrated beside the probability.
     """
     maps = calibrations or {}
-    read = (schema if features is None else features.source).without_labels()
+    pasts = () if features is None else features.pasts
+    read = (schema if features is None else features.source).without_labels(with_owners=bool(pasts))
     files = find_files(path)
     for file in files:
         check_columns(file, read, read.columns)
@@ -49,22 +51,29 @@ def write_scores(
     columns = pa.schema([(name, pa.float64()) for name in (*names, *(f"{task}_calibrated" for task in maps))])
     rows = 0
     try:
-        with pyarrow.parquet.ParquetWriter(draft, columns) as writer:
-            for file in files:
-                for batch in read_batches(file, read, read.columns):
-                    part = encode(batch, read, raw=features is not None)
-                    part = part if features is None else features.encoded(part)
-                    rows += batch.num_rows
-                    with torch.no_grad():
-                        outputs = model(as_batch(part, np.arange(batch.num_rows)))
-                    found = {task: heads[task].read(one.double()) for task, one in outputs.items()}
-                    scores = [one.numpy() for reading in found.values() for one in reading.values()]
-                    scores += [_calibrated(found[task]["probability"].numpy(), one) for task, one in maps.items()]
-                    writer.write_table(pa.table([pa.array(one, mask=~part.fits) for one in scores], schema=columns))
+        with (
+            pyarrow.parquet.ParquetWriter(draft, columns) as writer,
+            looking_back(_parts(files, read, raw=True), pasts, unit_columns=len(read.unit)) as look_back,
+        ):
+            for part in _parts(files, read, raw=features is not None):
+                part = part if features is None else features.encoded(look_back(part))
+                rows += len(part.fits)
+                with torch.no_grad():
+                    outputs = model(as_batch(part, np.arange(len(part.fits))))
+                found = {task: heads[task].read(one.double()) for task, one in outputs.items()}
+                scores = [one.numpy() for reading in found.values() for one in reading.values()]
+                scores += [_calibrated(found[task]["probability"].numpy(), one) for task, one in maps.items()]
+                writer.write_table(pa.table([pa.array(one, mask=~part.fits) for one in scores], schema=columns))
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
     return rows
+
+
+def _parts(files: Sequence[Path], read: Schema, *, raw: bool) -> Iterator[Part]:
+    for file in files:
+        for batch in read_batches(file, read, read.columns):
+            yield encode(batch, read, raw=raw)
 
 
 def _calibrated(probability: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:

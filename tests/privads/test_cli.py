@@ -118,6 +118,20 @@ def test_train_prints_five_lines_and_writes_the_run_folder(with_budget: Path) ->
     assert done.stderr == ""  # no terminal: no progress bar, and nothing else either
 
 
+def test_a_run_that_names_no_model_trains_logistic_regression(with_budget: Path) -> None:
+    (with_budget / "run.toml").write_text(RUN_TOML.replace('[model]\nname = "logistic"\n', ""))
+    assert privads(with_budget, "train", "run.toml", "--out", "run").returncode == 0
+    report = json.loads((with_budget / "run" / "report.json").read_text())
+    assert report["model"]["name"] == "Logistic"
+    assert report["run"]["config"]["model"] == {"name": "logistic"}
+
+
+def test_a_setting_without_a_model_is_one_of_the_defaults(with_budget: Path) -> None:
+    (with_budget / "run.toml").write_text(RUN_TOML.replace('name = "logistic"', "dim = 8"))
+    refused(privads(with_budget, "train", "run.toml", "--out", "run"), 2, "model 'logistic' has no setting 'dim'")
+    assert spent(with_budget) == 0
+
+
 def test_help_says_every_word() -> None:
     """A fixed bug: a word in square brackets is markup for the help's printer, and was left out."""
     commands = [(app, command) for app in (cli.app, cli.cli_budget.app) for command in app.registered_commands]

@@ -1,6 +1,7 @@
 """`[evaluation]` in a run file: metrics of private held-out rows, with noise, for an entry of their own."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from accounting.report.record import Report
 from privads.evaluation import held_out
 from privads.logs.logs import Logs
 from privads.noise import Randomness
-from privads.signals import counting
 from privads.training.checkpoint import load, load_calibrations
 from tests.privads.test_cli import ADS_TOML, RUN_TOML, Done, privads, refused, write_log
 from tests.privads.test_job_features import FEATURES
@@ -212,7 +212,7 @@ def test_a_wrong_table_is_one_clear_line_and_costs_nothing(folder: Path, old: st
 
 def test_without_the_library_that_counts_nothing_is_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = ledger(folder)
-    monkeypatch.setattr(counting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "duckdb", None)
     refused(train(folder), 2, "privads[signals]")
     assert budget.history("small") == []
 

@@ -1,6 +1,7 @@
 """Metrics released with privacy: charged before a row is read, noise and bound as stated, faults seen."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from privads.logs.logs import Logs
 from privads.logs.reader import LogError
 from privads.logs.schema import Schema
 from privads.noise import Randomness
-from privads.signals import counting, table
+from privads.signals import table
 
 ALPHA = 1e-6
 BUDGET = Budget(epsilon=1.0, delta=1e-6, unit="user")
@@ -360,7 +361,7 @@ def test_what_public_facts_forbid_is_refused_before_charge_and_reading(
 
 
 def test_without_the_library_that_counts_nothing_is_charged(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(ImportError, match=r"privads\[signals\]"):
         release_metrics(Echo(), Unread([0], [0.0], [1]), BUDGET, ledger=ledger)
     assert ledger.history("ads") == []

@@ -13,6 +13,7 @@ from privads.features import fitted
 from privads.features.fitted import ODDS_LIMIT
 from privads.features.transforms import (
     Hashed,
+    Imputed,
     Missing,
     Quantiles,
     Rate,
@@ -40,6 +41,8 @@ ALL = pa.Pipeline(
         Standardized(column="price_usd"),
         Scaled(column="bid_usd"),
         Scaled(column="bid_usd", log=True),
+        Imputed(column="price_usd"),
+        Imputed(column="bid_usd", value=2.5),
         Missing(column="price_usd"),
         Missing(column="country"),
     )
@@ -133,6 +136,33 @@ def test_standardized_is_the_distance_to_the_mean_and_a_missing_one_the_median()
     dense, _, _ = only(Standardized(column="bid", limit=2.0), source)
     expected = np.clip((np.array([5.0, *bids[1:7]]) - 5.0) / (2 * 10 / 12**0.5), -1, 1)
     assert dense[:, 0] == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.usefixtures("no_noise")
+@pytest.mark.parametrize("log", [False, True])
+def test_a_missing_number_is_imputed_by_the_median_and_a_known_one_is_scaled(log: bool) -> None:
+    bids = np.random.default_rng(2).uniform(0, 10, 6000) ** 2 / 10  # its median is 2.5, its mean 3.3
+    source = people(["a"] * 6000, [0] * 6000, [float("nan"), *bids.tolist()[1:]])
+    dense, _, schema = only(Imputed(column="bid", log=log), source)
+    known = np.array([float(np.median(bids[1:])), *bids[1:7]])
+    expected = np.log1p(known) / np.log1p(10) if log else known / 10
+    assert dense[0, 0] == pytest.approx(2 * expected[0] - 1, abs=0.03)
+    assert dense[1:, 0] == pytest.approx(2 * expected[1:] - 1, abs=1e-6)
+    assert tuple(schema.numeric) == ("bid.log" if log else "bid.imputed",)
+
+
+def test_imputing_by_the_median_is_charged_as_a_table_and_by_a_public_value_is_free() -> None:
+    source = people(["a"] * 40, [0] * 40, [float("nan"), 7.5] * 20)
+    free = pa.fit_features(pa.Pipeline(transforms=(Imputed(column="bid", value=2.5), Missing(column="bid"))), source)
+    assert (source.reads, free.cost) == (0, None)
+    dense, _ = free.transform(next(iter(source.raw())))
+    assert dense[:2].tolist() == [[-0.5, 1.0], [0.5, -1.0]]
+    with pytest.raises(ValueError, match="say what that may cost"):
+        pa.fit_features(pa.Pipeline(transforms=(Imputed(column="bid"),)), source)
+    both = pa.Pipeline(transforms=(Imputed(column="bid"), Quantiles(column="bid")))
+    assert len(both.queries(source.schema)) == 1
+    apart = pa.Pipeline(transforms=(Imputed(column="bid", label="click"), Quantiles(column="bid")))
+    assert len(apart.queries(source.schema)) == 2
 
 
 def test_free_transforms_read_nothing_and_cost_nothing() -> None:
@@ -270,6 +300,11 @@ SEEN = {
         (Rate(columns=("site",), label="buy"), "'buy' is no label"),
         (Scaled(column="bit"), "'bit' is no numeric column"),
         (Quantiles(column="site"), "'site' is no numeric column"),
+        (Imputed(column="site"), "'site' is no numeric column"),
+        (Imputed(column="site", value=1.0), "'site' is no numeric column"),
+        (Imputed(column="bid", value=11.0), r"in the range of 'bid', \[0, 10\], got 11"),
+        (Imputed(column="bid", value=float("nan")), "in the range of 'bid'"),
+        (Imputed(column="bid", label="buy"), "'buy' is no label"),
     ],
 )
 def test_what_the_schema_does_not_have_is_refused_before_a_row_is_read(transform: object, said: str) -> None:
@@ -277,6 +312,11 @@ def test_what_the_schema_does_not_have_is_refused_before_a_row_is_read(transform
     with pytest.raises(ValueError, match=said):
         pa.fit_features(pa.Pipeline(transforms=(transform,)), source, BUDGET)
     assert source.reads == 0
+
+
+def test_a_label_beside_a_public_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="leave one out"):
+        Imputed(column="bid", value=1.0, label="click")
 
 
 def test_a_fit_that_reads_rows_needs_a_budget() -> None:

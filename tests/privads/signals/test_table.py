@@ -1,6 +1,7 @@
 """Noisy tables: what one unit can change, how much noise is on it, what is shown, and what is charged when."""
 
 import itertools
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from scipy.stats import chi2, norm
 from accounting import mechanisms
 from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Ledger
+from privads.logs import database
 from privads.logs.reader import LogError
 from privads.logs.schema import History, Numeric
 from privads.noise import Randomness
-from privads.signals import counting, table
+from privads.signals import table
 from privads.signals.query import Grid, Query
 from privads.signals.table import NoisyTable, Release, selection_threshold
 from tests.privads.signals.samples import Made, facts
@@ -237,6 +239,15 @@ def test_the_charge_stays_whatever_happens_to_the_rows(tmp_path: Path, monkeypat
     assert ledger.balance("made-up").spent_epsilon > 0.99
 
 
+def test_without_the_database_nothing_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed bug: the missing extra was found after the charge."""
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    ledger, source = budgeted(tmp_path, 2.0), private_source()
+    with pytest.raises(ImportError, match="privads\\[signals\\]"):
+        Release.of([SITES], BUDGET, rows_per_unit=1).run(source, ledger=ledger, purpose="test")
+    assert (source.reads, ledger.balance("made-up").spent_epsilon) == (0, 0)
+
+
 def test_one_release_is_one_entry(tmp_path: Path) -> None:
     ledger = budgeted(tmp_path, 2.0)
     found = Release.of([SITES, BIDS], BUDGET, rows_per_unit=2).run(private_source(), ledger=ledger, purpose="test")
@@ -295,7 +306,7 @@ def test_a_cell_that_is_declared_twice_is_refused() -> None:
 
 @pytest.mark.usefixtures("no_noise")
 def test_very_long_values_of_one_unit_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "MEMORY", "100MB")
+    monkeypatch.setattr(database, "MEMORY", "100MB")
     sites = [f"{i:05}" + 50_000 * "x" for i in range(4_000)]
     long = Made(users=["u"] * 4_000, sites=sites, clicks=[1] * 4_000)
     (found,) = released(long, Query(by=("site",), label="click"), rows=4_000)
