@@ -196,7 +196,7 @@ def _budget_rows(report: Report) -> list[Row]:
     )
     return [
         ("limit", amount(budget.limit_epsilon, budget.limit_delta, "everything ever released", "=")),
-        ("before", amount(budget.spent_before_epsilon, budget.spent_before_delta, "earlier releases", "<=")),
+        ("before", amount(budget.spent_before_epsilon, budget.spent_before_delta, "other releases", "<=")),
         ("this run", this_run),
         ("left", amount(budget.left_epsilon, budget.left_delta, "not yet released", "=")),
         ("rule", f"{budget.rule}{_rule_note(budget)}"),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from accounting.budget import Budget, BudgetExceeded
-from accounting.ledger import Ledger
+from accounting.ledger import Ledger, LedgerError
 from accounting.report.scores import Interval, Scores, TaskMetrics
 from privads.batch import Rows
 from privads.config import ConfigError
@@ -29,12 +29,12 @@ def plan_held_out(config: RunConfig, test: Logs | None) -> MetricsPlan | None:
         return None
     if test is None:
         raise ConfigError("[evaluation] needs held-out rows: add data.test_after or data.test_fraction")
-    delta = table.delta or config.plan.delta
+    delta = config.plan.delta if table.delta is None else table.delta
     if delta is None:
         raise ConfigError("missing key 'evaluation.delta': a privacy budget has no default")
     check_database()
     budget = Budget(epsilon=table.epsilon, delta=delta, unit=config.plan.unit)
-    if config.features is None:
+    if config.features is None or test.features is not None:  # else what the model reads is not known yet
         test.schema.check_history(budget.unit)
     return MetricsPlan.of(test.source, budget, rows_per_unit=table.rows_per_unit, segments=table.segments)
 
@@ -57,7 +57,7 @@ def released_on(
         found = plan.run(run, rows, ledger=ledger, insecure_seed=insecure_seed)
     except BudgetExceeded as error:
         raise BudgetExceeded(f"the run was saved without metrics, which did not fit: {error}") from None
-    except LogError as error:
+    except (LedgerError, ValueError, OSError) as error:
         raise LogError(f"the run was saved without metrics: {error}") from None
     fit = None if calibration is None else FITS[calibration]
     maps = {} if fit is None else {task: fit(Counts.of_histogram(one)) for task, one in found.histograms.items()}

@@ -267,7 +267,8 @@ class Run:
                 "them only to people who may see those rows."
             )
         if self.released:
-            said.append("What the metrics below cost: they were released by themselves, for what stands beside them.")
+            also = " and the calibration that is read from them" if self.calibrations else ""
+            said.append(f"What the metrics below{also} cost: they were released by themselves, for what stands there.")
         said += [
             "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget.",
             _initial_weights(self.started_from),

@@ -517,6 +517,26 @@ def test_a_score_made_from_other_rows_is_refused_where_single_rows_are_protected
 
 
 @pytest.mark.usefixtures("no_noise")
+def test_a_unit_of_two_columns_is_each_pair_of_their_values(frame: pd.DataFrame, tmp_path: Path) -> None:
+    """Joined as text, ("u1", "11") and ("u11", "1") would be one; by the first column alone, all days of a user."""
+    rng = np.random.default_rng(0)
+    users, days = rng.choice(["u1", "u11", "u2"], len(frame)), rng.choice(["1", "11", "2"], len(frame))
+    frame = frame.assign(is_click=1.0, user=users, day=days)
+    logs = as_log(frame, tmp_path, unit=["user", "day"], unit_name="user-day")
+    budget = replace(BUDGET, unit="user-day")
+    found = release_metrics(Linear(), logs, budget, ledger=None)
+    assert cells(found).sum() == 9
+
+    class Days(Store):
+        def __init__(self) -> None:
+            super().__init__(np.repeat([1, 2, 3], 4), np.zeros(12), np.ones(12), public=True)
+            self.schema = self.schema.model_copy(update={"unit": ("user", "day"), "unit_name": "user-day"})
+
+    found = release_metrics(Echo(), Days(), budget, ledger=None, tasks=["click"])
+    assert cells(found).sum() == 3  # a store says by number who owns a row, whatever the columns
+
+
+@pytest.mark.usefixtures("no_noise")
 def test_rows_that_are_units_by_themselves_all_count(frame: pd.DataFrame, tmp_path: Path) -> None:
     single = Budget(epsilon=1.0, delta=1e-6, unit="example")
     found = release_metrics(Linear(), as_log(frame, tmp_path), single, ledger=None)

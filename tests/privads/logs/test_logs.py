@@ -123,6 +123,7 @@ def test_rows_read_one_by_one_are_those_that_are_taken(tmp_path: Path, fitted: b
     logs = Logs(tmp_path / "a.parquet", facts)
     if fitted:
         hashed = [{"kind": "hashed", "columns": ["y2"], "buckets": 5}, {"kind": "scaled", "column": "n"}]
+        hashed += [{"kind": "frequency"}, {"kind": "recency", "columns": ["y2"]}]  # of both sides' earlier rows
         logs = logs.with_features(fit_features(Pipeline.model_validate({"transforms": hashed}), logs))
     logs = logs if side is None else logs.split(after=MOMENT)[side]
     parts = [batch for _, batch in logs.judged()]
