@@ -14,10 +14,12 @@ import torch
 from accounting.report.record import Report
 from accounting.report.render import html, markdown
 from privads.config import ConfigError
+from privads.features.pipeline import fit_features
+from privads.features.transforms import Pipeline
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import Logistic, SharedBottom
-from privads.training.checkpoint import load
+from privads.training.checkpoint import load, load_features
 from privads.training.fit import fit
 from privads.training.plan import TrainPlan
 from privads.training.run import Run, predict
@@ -154,6 +156,19 @@ def test_a_run_is_saved_read_and_writes_its_predictions(log: Path, tmp_path: Pat
     assert order == [f"u{user}" for user in range(USERS)]  # a row each, so that both have one order
     assert np.allclose(scores["spend_mean"], by_row["spend"])
     assert np.all((scores["stars_mean"].to_numpy() >= 1) & (scores["stars_mean"].to_numpy() <= 5))
+
+
+def test_fitted_features_score_rows_without_labels(log: Path, tmp_path: Path) -> None:
+    """They read rows through `Raw`, which looked for how long the labels of the schema had waited."""
+    buy = {"time": "bought", "within_hours": 72, "waiting": True}
+    pipeline = Pipeline.model_validate({"transforms": [{"kind": "hashed", "columns": ["c0"], "buckets": 8}]})
+    logs = Logs(log, schema({"buy": buy}))
+    train = logs.with_features(fit_features(pipeline, logs))
+    fit(Logistic(train.schema), train, small_plan()).save(tmp_path / "run")
+    model, read = load(tmp_path / "run")
+    features = load_features(tmp_path / "run")
+    pq.write_table(pq.read_table(log, columns=[f"c{field}" for field in range(FIELDS)]), tmp_path / "new.parquet")
+    assert write_scores(model, read, tmp_path / "new.parquet", tmp_path / "scores.parquet", features=features) == USERS
 
 
 def test_weights_do_not_go_on_with_a_label_of_another_kind(log: Path, tmp_path: Path) -> None:
