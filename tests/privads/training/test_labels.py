@@ -171,6 +171,14 @@ def test_fitted_features_score_rows_without_labels(log: Path, tmp_path: Path) ->
     assert write_scores(model, read, tmp_path / "new.parquet", tmp_path / "scores.parquet", features=features) == USERS
 
 
+def test_what_is_still_open_is_not_judged_as_none(log: Path) -> None:
+    """Rows for training hold labels that wait as they were at the split: 0 while an event may come."""
+    train, _ = Logs(log, schema({"buy": {"time": "bought", "within_hours": 72, "waiting": True}})).split(after=SPLIT)
+    run = fit(Logistic(train.schema), train, small_plan()).evaluated_on(train)
+    shown = pq.read_table(log)["shown"].to_numpy()
+    assert run.metrics["buy"].rows == (shown <= np.datetime64(SPLIT) - 72 * HOUR).sum()
+
+
 def test_weights_do_not_go_on_with_a_label_of_another_kind(log: Path, tmp_path: Path) -> None:
     logs = Logs(log, schema({"orders": NUMBERS["orders"]}))
     fit(Logistic(logs.schema), logs, small_plan()).save(tmp_path / "run")
