@@ -27,11 +27,12 @@ from torch import nn
 from accounting import calibrate, mechanisms
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Entry, Ledger
-from privads.batch import Rows, padding
+from privads.batch import Rows, padding, settled
 from privads.charge import open_charge
 from privads.evaluation.histogram import Grid, HistogramMetrics, ScoreHistogram
 from privads.evaluation.metrics import Floats
 from privads.logs.schema import Schema
+from privads.models.heads import heads_of
 from privads.noise import Randomness
 from privads.training.run import Run, check_same_data
 from privads.training.sampling import kept_rows
@@ -73,8 +74,9 @@ def release_metrics(
 ) -> MetricsRelease:
     """Returns the model's metrics on ``logs`` with noise that keeps ``budget``, charged before the first row is read.
 
-    rows_per_unit: the most rows of one unit that count, a uniform choice of its rows; noise grows with it. tasks: all
-    of the schema's where None. ledger: None only where the schema declares the log public, as insecure_seed.
+    rows_per_unit: the most rows of one unit that count, a uniform choice of its rows; noise grows with it. tasks: of
+    yes or no, all of the schema's where None. ledger: None only where the schema declares the log public, as
+    insecure_seed.
     A failure after the charge gives nothing back.
     """
     schema = logs.schema
@@ -131,7 +133,10 @@ def _counted(
     rows_per_unit: int,
     generator: np.random.Generator,
 ) -> dict[str, ScoreHistogram]:
-    """Returns the exact histograms of at most ``rows_per_unit`` rows of each unit; an unobserved label adds nothing."""
+    """Returns the exact histograms of at most ``rows_per_unit`` rows of each unit; a label that is unobserved, or whose
+    window is still open, adds nothing.
+    """
+    heads = heads_of(logs.schema)
     histograms = {task: replace(ScoreHistogram.empty(grid), rows_per_unit=rows_per_unit) for task in tasks}
     try:
         numbers = _kept(logs.units, unit, rows_per_unit, generator)
@@ -140,10 +145,10 @@ def _counted(
         for start in range(0, len(numbers), _CHUNK_ROWS):
             batch = logs.take(numbers[start : start + _CHUNK_ROWS])
             with torch.no_grad():
-                outputs = model(batch.to(device))
+                outputs, settled_in = model(batch.to(device)), settled(batch, logs.schema)
             for task in tasks:
-                known = batch.observed[task].numpy()
-                score = torch.sigmoid(outputs[task].double()).cpu().numpy()[known]
+                known = settled_in[task].numpy()
+                score = heads[task].read(outputs[task].double())["probability"].cpu().numpy()[known]
                 label = batch.labels[task].numpy()[known] == 1.0
                 part = ScoreHistogram.of(label, np.nan_to_num(score, nan=0.5), grid=grid)
                 histograms[task] = histograms[task] + part
@@ -180,9 +185,13 @@ def _checked(
         raise ValueError("metrics are released for neighbors 'add-remove' or 'replace', got 'replace-label'")
     schema.check_unit(budget.unit)
     schema.check_history(budget.unit)
-    chosen = tuple(schema.tasks if tasks is None else tasks)
+    chosen = tuple(schema.events if tasks is None else tasks)
+    if not schema.events:
+        raise ValueError("metrics are released of probabilities, and the schema has no label of yes or no")
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(schema.tasks):
         raise ValueError(f"tasks must be different ones of {list(schema.tasks)}, got {list(chosen)}")
+    for task in chosen:
+        schema.check_event(task)
     if not schema.public and ledger is None:
         raise ValueError(f"a release from data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
     if not schema.public and insecure_seed is not None:
@@ -191,11 +200,13 @@ def _checked(
 
 
 def _check_outputs(model: nn.Module, schema: Schema, tasks: Sequence[str]) -> None:
-    """Refuse a model whose outputs on a made-up row are not one logit for each task."""
+    """Refuse a model whose outputs on made-up rows are not those of each task's label."""
     model.eval()
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
     with torch.no_grad():
         outputs = model(padding(schema, 2).to(device))
     for task in tasks:
-        if not isinstance(outputs, Mapping) or task not in outputs or tuple(outputs[task].shape) != (2,):
-            raise ValueError(f"the model must return a logit of shape (rows,) for task {task!r}")
+        width = heads_of(schema)[task].width
+        shape, said = ((2,), "a logit of shape (rows,)") if width == 1 else ((2, width), f"shape (rows, {width})")
+        if not isinstance(outputs, Mapping) or task not in outputs or tuple(outputs[task].shape) != shape:
+            raise ValueError(f"the model must return {said} for task {task!r}")

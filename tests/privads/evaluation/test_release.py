@@ -246,3 +246,54 @@ def test_what_public_facts_forbid_is_refused_before_charge_and_reading(
     with pytest.raises(ValueError, match=message):
         release_metrics(given.pop("model"), Unread([0], [0.0], [1]), given.pop("budget"), **given)
     assert ledger.history("ads") == []
+
+
+class OfEveryKind(Store):
+    """The same rows with a number, and with an event that waits: in half of them its window is open."""
+
+    def __init__(self, units: object, logits: object, labels: object) -> None:
+        super().__init__(units, logits, labels)
+        facts = self.schema.model_dump()
+        labels_ = {
+            "orders": {"value": "orders", "kind": "count", "most": 5},
+            "buy": {"time": "bought", "within_hours": 0.7, "waiting": True},
+        }
+        self.schema = Schema.load({**facts, "labels": labels_, "time": "shown"})
+
+    def take(self, row_numbers: NDArray[np.int64]) -> Batch:
+        batch = super().take(row_numbers)
+        now = torch.where(torch.from_numpy(row_numbers) % 2 == 0, 0.7, 0.35)
+        of = {"orders": batch.labels["buy"], "buy": batch.labels["buy"]}
+        known = dict.fromkeys(of, batch.observed["buy"])
+        return replace(batch, labels=of, observed=known, hours={"buy": torch.stack([now, now], dim=1)})
+
+
+class EchoOfEveryKind(torch.nn.Module):
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        logit = batch.dense[:, 0]
+        return {"orders": logit, "buy": torch.stack([logit, torch.zeros_like(logit)], dim=1)}
+
+
+def test_a_number_is_refused_before_the_charge_and_left_out_where_no_task_is_named(ledger: Ledger) -> None:
+    rng = np.random.default_rng(1)
+    store = OfEveryKind(np.arange(2000), rng.normal(size=2000), rng.integers(0, 2, 2000))
+    with pytest.raises(ValueError, match="'orders' is a number, and this needs a label of yes or no: buy"):
+        release_metrics(EchoOfEveryKind(), store, BUDGET, ledger=ledger, tasks=["orders"])
+    only = store.schema.model_copy(update={"labels": {"orders": store.schema.labels["orders"]}})
+    unread = Unread([0], [0.0], [1])
+    unread.schema = only
+    with pytest.raises(ValueError, match="the schema has no label of yes or no"):
+        release_metrics(EchoOfEveryKind(), unread, BUDGET, ledger=ledger)
+    assert ledger.history("ads") == []
+    assert set(release_metrics(EchoOfEveryKind(), store, BUDGET, ledger=ledger).metrics) == {"buy"}
+
+
+def test_an_event_that_waits_is_scored_by_its_probability_once_its_window_has_closed() -> None:
+    logits, labels = np.linspace(-4, 4, 200), np.arange(200) % 3 == 0
+    store, grid = OfEveryKind(np.arange(200), logits, labels), Grid(bins=72)
+    found = release._counted(EchoOfEveryKind(), store, ["buy"], grid, "user", 1, np.random.default_rng(0))["buy"]
+    closed = np.arange(200) % 2 == 0
+    scores = 1 / (1 + np.exp(-logits.astype(np.float32).astype(np.float64)))
+    expected = ScoreHistogram.of(labels[closed], scores[closed], grid=grid)
+    assert np.array_equal(found.positives, expected.positives)
+    assert np.array_equal(found.negatives, expected.negatives)
