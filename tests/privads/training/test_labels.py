@@ -187,6 +187,19 @@ def test_weights_do_not_go_on_with_a_label_of_another_kind(log: Path, tmp_path: 
         check_start(start_of(tmp_path / "run"), Logistic(other), other)
 
 
+def test_weights_go_on_where_the_delays_are_stated_anew(log: Path, tmp_path: Path) -> None:
+    """A logit is a logit: stated delays say how events are weighed."""
+    buy = {"time": "bought", "within_hours": 72}
+    told = {**buy, "waiting": True, "median_hours": 18.0}
+    logs = Logs(log, schema({"buy": told}))
+    fit(Logistic(logs.schema), logs, small_plan()).save(tmp_path / "run")
+    for label in (buy, {**told, "median_hours": 20.0}):
+        check_start(start_of(tmp_path / "run"), Logistic(schema({"buy": label})), schema({"buy": label}))
+    learned_delays = schema({"buy": {**buy, "waiting": True}})
+    with pytest.raises(ConfigError, match="its outputs of 'buy' mean something else"):
+        check_start(start_of(tmp_path / "run"), Logistic(learned_delays), learned_delays)
+
+
 def test_a_model_begins_at_what_is_typical(log: Path) -> None:
     logs = Logs(log, schema(NUMBERS))
     torch.manual_seed(0)
