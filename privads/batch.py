@@ -94,6 +94,14 @@ def padding(schema: "Schema", rows: int = 1) -> Batch:
     )
 
 
+def settled(batch: Batch, schema: "Schema") -> dict[str, Tensor]:
+    """Returns per task (rows,) bool, whether the label will stay as it is: observed, and where it waits, the window has
+    closed.
+    """
+    closed = {task: hours[:, 1] >= schema.waiting[task].within_hours for task, hours in batch.hours.items()}
+    return {task: known & closed[task] if task in closed else known for task, known in batch.observed.items()}
+
+
 def joined(one: Batch, two: Batch) -> Batch:
     """Returns the rows of ``one`` and then those of ``two``."""
     return Batch(

@@ -12,7 +12,7 @@ def explore(
     config: Annotated[Path, typer.Argument(help="run.toml, as for train; its model is not used.")],
     epsilon: Annotated[float, typer.Option(help="What looking may cost; charged in full before a row is read.")],
     delta: Annotated[float | None, typer.Option(help="By default plan.delta.")] = None,
-    label: Annotated[str | None, typer.Option(help="The label to explain; by default the schema's first.")] = None,
+    label: Annotated[str | None, typer.Option(help="The label to explain; by default the first of yes or no.")] = None,
     rows_per_unit: Annotated[
         int, typer.Option(help="Most rows counted of one unit; more rows need as many times the noise.", min=1)
     ] = 1,

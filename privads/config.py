@@ -23,8 +23,11 @@ def parse_model(model: type[Model], data: Mapping[str, Any], *, source: str) -> 
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message about an unknown name: the nearest known one, or nothing."""
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    """Returns the end of an error message about an unknown name: the nearest known one, or nothing.
+
+    Nothing too where the name itself is among them: it is known in another place than this.
+    """
+    nearest = [one for one in difflib.get_close_matches(name, list(known), n=1, cutoff=0.4) if one != name]
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from privads.batch import Batch, Rows, padding
+from privads.batch import Batch, Rows, padding, settled
 from privads.logs.logs import Logs
 from privads.logs.raw import Raw
 from privads.logs.schema import Numeric, Schema
@@ -126,7 +126,7 @@ def _judged(rows: Rows) -> Iterator[tuple[Raw, Batch]]:
             numbers={},
             texts={},
             labels={task: (label.numpy() == 1.0).astype(np.float32) for task, label in batch.labels.items()},
-            observed={task: known.numpy() for task, known in batch.observed.items()},
+            observed={task: known.numpy() for task, known in settled(batch, rows.schema).items()},
             units=[units[numbers].astype(str).astype(object)],
             times=np.full(len(numbers), "NaT", dtype="datetime64[us]"),
         )

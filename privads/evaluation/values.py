@@ -8,7 +8,7 @@ Rows i have a number y_i >= 0, a predicted mean p_i >= 0 and a weight 1. With m 
 
 G(s) is the Gini coefficient of the numbers in the order of s (Wang et al. 2019, arXiv 1912.07753, section 4.3): the
 normalized one is 1 for the right order, 0 for no order, and 2 AUC − 1 where the numbers are 0 and 1. A metric that the
-rows do not define is `math.nan`: all of them where every number is 0.
+rows do not define is `math.nan`: all of them where every number is 0, the error and the Gini where all are one number.
 """
 
 import math
@@ -27,6 +27,9 @@ from privads.evaluation.metrics import (
     multiplicities,
     ratio,
 )
+
+_ROUNDING = 1e-12
+"""A variance below this part of the mean square is what rounding leaves of none."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def evaluate_value(
         return (
             ratio(total, count),
             ratio(predictions, total),
-            ratio(errors, spread) if total > 0 else math.nan,
+            ratio(errors, spread) if spread > _ROUNDING * squares else math.nan,
             ratio(gini, best) if best > 0 else math.nan,
         )
 

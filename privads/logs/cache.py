@@ -79,7 +79,7 @@ def cached(
         rows = _write(file, _grouped(parts(), schema, layout, place), layout, place)
         if path is not None:
             with _one_line(place):
-                _seal(file, rows)
+                _seal(file, rows, layout)
                 _publish(file, path)
         return _mapped(file, rows, layout, schema)
 
@@ -299,10 +299,10 @@ def _nameless(folder: Path) -> BinaryIO:
     return os.fdopen(handle, "w+b")
 
 
-def _seal(file: BinaryIO, rows: int) -> None:
-    """Write at the head of a file how many rows it has and what its bytes sum to."""
+def _seal(file: BinaryIO, rows: int, layout: np.dtype[np.void]) -> None:
+    """Write at the head of a file how many rows it has, how one lies in it, and what its bytes sum to."""
     file.flush()
-    head = _MAGIC + json.dumps({"rows": rows, "checksum": _checksum(file)}).encode()
+    head = _MAGIC + json.dumps({"rows": rows, "layout": str(layout), "checksum": _checksum(file)}).encode()
     file.seek(0)
     file.write(head.ljust(_HEADER_BYTES))
     file.flush()
@@ -338,12 +338,16 @@ def _name_it(file: BinaryIO, path: Path) -> None:
 
 
 def _kept(path: Path, layout: np.dtype[np.void], schema: Schema) -> CachedRows | None:
-    """Returns the rows of a kept file that is as it was written; None where it is damaged, or not there."""
+    """Returns the rows of a kept file that is as it was written; None where it is damaged, not there, or of another
+    layout, which an earlier version had for the same schema.
+    """
     try:
         with path.open("rb") as file:
             head = json.loads(file.read(_HEADER_BYTES).removeprefix(_MAGIC))
             rows = int(head["rows"])
             size = _units_start(rows, layout) + 8 * rows
+            if head["layout"] != str(layout):
+                return None
             if os.fstat(file.fileno()).st_size != size or _checksum(file) != head["checksum"]:
                 return None
             return _mapped(file, rows, layout, schema)

@@ -36,7 +36,7 @@ class Raw:
 
 def raw_rows(part: Part, schema: Schema) -> Raw:
     """Returns the rows of a part that was encoded with ``raw``."""
-    closed = {task: part.hours[task][:, 1] >= label.within_hours for task, label in schema.waiting.items()}
+    closed = {task: hours[:, 1] >= schema.waiting[task].within_hours for task, hours in part.hours.items()}
     return Raw(
         numbers=part.numbers,
         texts=part.texts,

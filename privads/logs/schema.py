@@ -69,8 +69,8 @@ class ValueLabel(_Facts):
 
     kind: count, a whole number from 0; log-normal, an amount from 0; ordinal, a level from 1 to ``most``. most: larger
     numbers count as this one, of levels they are misfits. typical: about how large a number above 0 is, where a model
-    begins: 1 for counts (but at most half of ``most``) and the square root of ``most`` for amounts unless stated. All
-    are public statements.
+    begins; unless stated 1 for counts and the square root of ``most`` for amounts, but at most half of it. All are
+    public statements.
     """
 
     value: str

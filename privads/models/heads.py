@@ -253,7 +253,7 @@ def head_of(label: Label) -> Head:
         case ValueLabel(kind="count"):
             return Count(label.most, label.typical or min(1.0, label.most / 2))
         case ValueLabel(kind="log-normal"):
-            return Amount(label.most, label.typical or math.sqrt(label.most))
+            return Amount(label.most, label.typical or min(math.sqrt(label.most), label.most / 2))
         case ValueLabel():
             return Levels(int(label.most))
         case DelayedLabel(waiting=True, median_hours=None):

@@ -37,6 +37,8 @@ def per_row(
     total = torch.zeros_like(batch.weights)
     for task, found in outputs.items():
         head = EVENT if heads is None else heads[task]
+        if found.dtype == torch.bfloat16:
+            found = found.float()  # what is added to outputs must not be rounded as coarsely as they were
         shape = (batch.rows,) if head.width == 1 else (batch.rows, head.width)
         if found.shape != shape:
             raise ValueError(f"outputs of {task!r} must have shape {shape}, got {tuple(found.shape)}")

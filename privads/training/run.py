@@ -24,7 +24,7 @@ from accounting.ledger import Entry, Ledger
 from accounting.report import record, scores
 from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
-from privads.batch import Rows
+from privads.batch import Rows, settled
 from privads.evaluation.calibrate import Calibration
 from privads.evaluation.metrics import TaskMetrics, evaluate
 from privads.evaluation.values import ValueMetrics, evaluate_value
@@ -104,16 +104,17 @@ class Run:
         return predict(self.model, rows)
 
     def evaluated_on(self, rows: Rows, *, replicates: int = 200, seed: int = 0) -> "Run":
-        """Returns the same run with metrics on held-out ``rows``, each task on the rows where its label is observed.
+        """Returns the same run with metrics on held-out ``rows``, each task on the rows where its label is observed
+        and, where it waits, its window has closed.
 
         This reads the rows and its result is not covered by epsilon: the report says so. replicates: of the bootstrap.
         """
         check_same_data(self.schema, rows.schema)
         scores = self.predict(rows)
         batch = rows.take(np.arange(len(rows.units)))
-        metrics, values = {}, {}
+        metrics, values, settled_in = {}, {}, settled(batch, rows.schema)
         for task, predicted in scores.items():
-            known = batch.observed[task].numpy()
+            known = settled_in[task].numpy()
             if task not in self.schema.events:
                 label = batch.labels[task].numpy()[known]
                 values[task] = evaluate_value(

@@ -16,7 +16,7 @@ from accounting.ledger import Ledger
 from accounting.report.record import Report
 from accounting.report.started import StartedFrom
 from privads.config import ConfigError
-from privads.logs.schema import Schema
+from privads.logs.schema import Label, Schema
 from privads.models import heads
 from privads.training import checkpoint
 from privads.training.run import Run, fingerprint, settings_of
@@ -124,8 +124,14 @@ def _differences(start: Start, model: nn.Module, schema: Schema) -> Iterator[str
     if start.schema.tasks != schema.tasks:
         yield f"its labels are {', '.join(start.schema.tasks)}, these {', '.join(schema.tasks)}"
     for task, label in schema.labels.items():
-        if heads.head_of(start.schema.labels.get(task, label)) != heads.head_of(label):
+        if _meaning(start.schema.labels.get(task, label)) != _meaning(label):
             yield f"its outputs of {task!r} mean something else: the labels are of another kind"
+
+
+def _meaning(label: Label) -> heads.Head:
+    """Returns how a label's outputs are read: where delays are stated, as the logit of any event."""
+    head = heads.head_of(label)
+    return heads.EVENT if isinstance(head, heads.Weighted) else head
 
 
 def _fields(schema: Schema) -> dict[str, str]:

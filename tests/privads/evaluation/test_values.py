@@ -61,6 +61,13 @@ def test_intervals_are_quantiles_over_resampled_units() -> None:
         assert [interval.low, interval.high] == pytest.approx(np.quantile(values, [0.025, 0.975]))
 
 
+def test_the_error_of_numbers_that_are_all_alike_is_not_defined() -> None:
+    """Their variance is 0 but for what rounding leaves of it, by which nothing can be divided."""
+    found = evaluate_value([0.3] * 7, [0.6] * 7, range(7))
+    assert math.isnan(found.relative_squared_error.value)
+    assert found.calibration.value == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize("numbers", [[], [0.0, 0.0]])
 def test_what_the_rows_do_not_define_is_nan(numbers: list[float]) -> None:
     found = evaluate_value(numbers, [1.0] * len(numbers), np.arange(len(numbers)))

@@ -215,6 +215,23 @@ def test_other_rows_than_the_kept_ones_are_made_anew(file: Path, tmp_path: Path)
     assert len(kept(copy, folder).units) < 1000
 
 
+def test_rows_kept_in_another_layout_are_made_anew(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an earlier privads kept them, whose records can be as long as these: labels were once of one byte."""
+    own = cache.record_type
+
+    def earlier(facts: Schema) -> np.dtype[np.void]:
+        layout = own(facts)
+        fields = [(name, *layout.fields[name][0].subdtype) for name in reversed(layout.names or ()) if layout.fields]
+        return np.dtype([*fields, ("gap", np.uint8, layout.itemsize - np.dtype(fields).itemsize)])
+
+    assert earlier(schema()).itemsize == own(schema()).itemsize
+    monkeypatch.setattr(cache, "record_type", earlier)
+    _ = kept(file, tmp_path / "rows").units
+    monkeypatch.setattr(cache, "record_type", own)
+    assert is_the_direct_encoding(kept(file, tmp_path / "rows"), file)
+    assert len(list((tmp_path / "rows").iterdir())) == 1
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a changed byte": lambda data: data[:9000] + bytes([data[9000] ^ 1]) + data[9001:],
     "a missing end": lambda data: data[:-8],

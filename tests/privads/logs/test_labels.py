@@ -176,6 +176,7 @@ def test_hours_travel_with_their_rows(tmp_path: Path) -> None:
         ({"value": "v", "kind": "poisson", "most": 3}, "labels.y.kind: Input should be 'count'"),
         ({"value": "v", "kind": "count"}, "missing key 'labels.y.most'"),
         ({"value": "v", "kind": "count", "mos": 3}, "unknown key 'labels.y.mos'; did you mean 'most'"),
+        ({"value": "v", "kind": "count", "most": 3, "time": "e"}, "unknown key 'labels.y.time'"),
         ({"time": "e", "within_hours": 4, "median_hours": 2}, "add waiting = true"),
         ({"time": "e", "within_hours": 4, "median_hours": 3, "waiting": True}, "at most half of within_hours"),
     ],
@@ -185,3 +186,4 @@ def test_a_label_that_makes_no_sense_is_one_clear_line(label: dict[str, object],
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         schema({"y": label})
     assert message in str(caught.value)
+    assert "did you mean 'time'" not in str(caught.value)  # the key that is there, of the other kind of label

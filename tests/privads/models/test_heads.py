@@ -31,6 +31,16 @@ def test_a_count_is_fitted_by_the_binomial_s_quasi_likelihood() -> None:
     assert head.read(tensor(500.0))["mean"].item() == pytest.approx(20)
 
 
+@pytest.mark.parametrize("kind", ["count", "log-normal"])
+@pytest.mark.parametrize("most", [0.25, 1, 1000])
+def test_what_is_typical_lies_below_most(kind: str, most: float) -> None:
+    label = ValueLabel.model_validate({"value": "v", "kind": kind, "most": most})
+    head = heads.head_of(label)
+    assert isinstance(head, Count | Amount)
+    assert head == heads.head_of(label.model_copy(update={"typical": head.typical}))
+    assert 0 < head.typical <= most / 2
+
+
 def test_a_count_s_loss_is_least_at_the_mean() -> None:
     head, counts = Count(most=6, typical=1), tensor(0, 0, 1, 2, 6)
     found = scipy.optimize.minimize_scalar(lambda z: head.loss(tensor(*5 * [z]), counts, None).sum().item())

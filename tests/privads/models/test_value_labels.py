@@ -44,6 +44,19 @@ def test_the_loss_is_the_sum_of_the_kinds() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_outputs_in_bfloat16_are_not_rounded_again_in_the_loss() -> None:
+    """As autocast gives them. A count's output plus a constant, rounded, is 0.3 % off in every gradient."""
+    batch, loss = random_batch(FACTS, 200), losses.for_schema(FACTS)
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        task: torch.randn(*((200,) if width == 1 else (200, width)), generator=generator).bfloat16()
+        for task, width in WIDTHS.items()
+    }
+    exactly = loss({task: one.float() for task, one in given.items()}, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(loss(given, batch), exactly)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_clipped_sums_equal_those_of_a_loop_over_units(name: str) -> None:
     batch, loss = random_batch(FACTS, ROWS, longest=3), losses.for_schema(FACTS)

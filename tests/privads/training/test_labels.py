@@ -14,10 +14,12 @@ import torch
 from accounting.report.record import Report
 from accounting.report.render import html, markdown
 from privads.config import ConfigError
+from privads.features.pipeline import fit_features
+from privads.features.transforms import Pipeline
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import Logistic, SharedBottom
-from privads.training.checkpoint import load
+from privads.training.checkpoint import load, load_features
 from privads.training.fit import fit
 from privads.training.plan import TrainPlan
 from privads.training.run import Run, predict
@@ -156,12 +158,46 @@ def test_a_run_is_saved_read_and_writes_its_predictions(log: Path, tmp_path: Pat
     assert np.all((scores["stars_mean"].to_numpy() >= 1) & (scores["stars_mean"].to_numpy() <= 5))
 
 
+def test_fitted_features_score_rows_without_labels(log: Path, tmp_path: Path) -> None:
+    """They read rows through `Raw`, which looked for how long the labels of the schema had waited."""
+    buy = {"time": "bought", "within_hours": 72, "waiting": True}
+    pipeline = Pipeline.model_validate({"transforms": [{"kind": "hashed", "columns": ["c0"], "buckets": 8}]})
+    logs = Logs(log, schema({"buy": buy}))
+    train = logs.with_features(fit_features(pipeline, logs))
+    fit(Logistic(train.schema), train, small_plan()).save(tmp_path / "run")
+    model, read = load(tmp_path / "run")
+    features = load_features(tmp_path / "run")
+    pq.write_table(pq.read_table(log, columns=[f"c{field}" for field in range(FIELDS)]), tmp_path / "new.parquet")
+    assert write_scores(model, read, tmp_path / "new.parquet", tmp_path / "scores.parquet", features=features) == USERS
+
+
+def test_what_is_still_open_is_not_judged_as_none(log: Path) -> None:
+    """Rows for training hold labels that wait as they were at the split: 0 while an event may come."""
+    train, _ = Logs(log, schema({"buy": {"time": "bought", "within_hours": 72, "waiting": True}})).split(after=SPLIT)
+    run = fit(Logistic(train.schema), train, small_plan()).evaluated_on(train)
+    shown = pq.read_table(log)["shown"].to_numpy()
+    assert run.metrics["buy"].rows == (shown <= np.datetime64(SPLIT) - 72 * HOUR).sum()
+
+
 def test_weights_do_not_go_on_with_a_label_of_another_kind(log: Path, tmp_path: Path) -> None:
     logs = Logs(log, schema({"orders": NUMBERS["orders"]}))
     fit(Logistic(logs.schema), logs, small_plan()).save(tmp_path / "run")
     other = schema({"orders": {**NUMBERS["orders"], "most": 20}})
     with pytest.raises(ConfigError, match="its outputs of 'orders' mean something else"):
         check_start(start_of(tmp_path / "run"), Logistic(other), other)
+
+
+def test_weights_go_on_where_the_delays_are_stated_anew(log: Path, tmp_path: Path) -> None:
+    """A logit is a logit: stated delays say how events are weighed."""
+    buy = {"time": "bought", "within_hours": 72}
+    told = {**buy, "waiting": True, "median_hours": 18.0}
+    logs = Logs(log, schema({"buy": told}))
+    fit(Logistic(logs.schema), logs, small_plan()).save(tmp_path / "run")
+    for label in (buy, {**told, "median_hours": 20.0}):
+        check_start(start_of(tmp_path / "run"), Logistic(schema({"buy": label})), schema({"buy": label}))
+    learned_delays = schema({"buy": {**buy, "waiting": True}})
+    with pytest.raises(ConfigError, match="its outputs of 'buy' mean something else"):
+        check_start(start_of(tmp_path / "run"), Logistic(learned_delays), learned_delays)
 
 
 def test_a_model_begins_at_what_is_typical(log: Path) -> None:
