@@ -34,6 +34,8 @@ def per_row(
     for task in task_weights or {}:
         if task not in outputs:
             raise ValueError(f"task_weights names {task!r}, which is no task{nearest_name(task, outputs)}")
+    if heads is None and batch.hours:
+        raise ValueError("labels that wait have losses of their own: use losses.for_schema(schema)")
     total = torch.zeros_like(batch.weights)
     for task, found in outputs.items():
         head = EVENT if heads is None else heads[task]

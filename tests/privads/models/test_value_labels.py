@@ -57,6 +57,15 @@ def test_outputs_in_bfloat16_are_not_rounded_again_in_the_loss() -> None:
         torch.testing.assert_close(loss(given, batch), exactly)
 
 
+def test_a_label_that_waits_is_not_read_as_none() -> None:
+    """`per_row` alone takes a logit and a label: "none yet" would be "no"."""
+    told = schema(labels={"install": EVERY_KIND["install"]})
+    batch, outputs = random_batch(told, 4), {"install": torch.zeros(4)}
+    assert losses.for_schema(told)(outputs, batch).shape == (4,)
+    with pytest.raises(ValueError, match=r"labels that wait have losses of their own: use losses.for_schema\(schema\)"):
+        losses.per_row(outputs, batch)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_clipped_sums_equal_those_of_a_loop_over_units(name: str) -> None:
     batch, loss = random_batch(FACTS, ROWS, longest=3), losses.for_schema(FACTS)
