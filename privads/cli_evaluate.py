@@ -28,7 +28,7 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the figures to this file too, as JSON; it must not exist.")
-    ] = (None),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a run by private rows: AUC, log loss, calibration, with noise, as an entry of their own in the ledger.
