@@ -131,12 +131,13 @@ def simulate(
     """Write a made-up ads log with a known Bayes-optimal predictor, and the schema to read it."""
     import pyarrow.parquet
 
+    from privads.logs.convert import check_out
     from privads.logs.simulator import schema_toml, simulate
 
+    schema = check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     table = simulate(users, seed=seed)
     pyarrow.parquet.write_table(table, out)
-    schema = out.parent / "ads.toml"
     schema.write_text(schema_toml(users, public=public), encoding="utf-8")
     typer.echo(f"{table.num_rows} impressions of {users} users: {out}; schema: {schema}")
 

@@ -345,7 +345,7 @@ def _print_history(entries: "list[Entry]", columns: "Sequence[Balance]") -> None
         )
     # a purpose is its author's text, not markup; in a pipe each charge is one line
     Console(width=None if _is_terminal() else 100_000, highlight=False, markup=False, emoji=False).print(table)
-    typer.echo(f"{len(entries)} charges")
+    typer.echo(f"{len(entries)} charge{'s' if len(entries) != 1 else ''}")
     for column in columns:
         typer.echo("\n".join(_balance_lines(column, None)))
 

@@ -37,8 +37,9 @@ def calibrate(
 ) -> None:
     """Find the one that is left out: the least noise, the most steps, or the largest sampling rate in a budget.
 
-    Give two of sampling rate, steps and noise multiplier. Sampling is Poisson, neighbors are add/remove. With --records
-    and nothing beside, least noise is compared with that of clipping whole units.
+    Give two of sampling rate, steps and noise multiplier. Sampling is Poisson, neighbors are add/remove.
+
+    With --records and nothing beside, least noise is compared with that of clipping whole units.
     """
     from accounting import calibrate as search
     from accounting import mechanisms

@@ -9,9 +9,9 @@ from privads.cli_budget import Json
 
 
 def explore(
-    config: Annotated[Path, typer.Argument(help="run.toml, as for train; its model is not used.")],
+    config: Annotated[Path, typer.Argument(help="run.toml, as for train; what it says of the model is not used.")],
     epsilon: Annotated[float, typer.Option(help="What looking may cost; charged in full before a row is read.")],
-    delta: Annotated[float | None, typer.Option(help="By default plan.delta.")] = None,
+    delta: Annotated[float | None, typer.Option(help="By default plan.delta of the file.")] = None,
     label: Annotated[str | None, typer.Option(help="The label to explain; by default the first of yes or no.")] = None,
     rows_per_unit: Annotated[
         int, typer.Option(help="Most rows counted of one unit; more rows need as many times the noise.", min=1)
@@ -22,7 +22,7 @@ def explore(
 ) -> None:
     """Look at a log with a budget: counts, missing rates, quantiles, label rates, and which columns tell the most.
 
-    With data.test_after or data.test_fraction, only the rows for training are read.
+    With data.test_after or data.test_fraction in the file, only the rows for training are read.
     """
     from privads.config import ConfigError
     from privads.run_config import read_config
@@ -35,16 +35,15 @@ def explore(
         raise ConfigError(f"{out} exists already: choose another file with --out, or remove it")
 
     from accounting.budget import Budget
-    from accounting.ledger import Ledger
     from privads.features.explore import Plan, in_words
     from privads.features.explore_page import check_extra, html
     from privads.features.fitting import check_place
-    from privads.job import open_logs
+    from privads.job import open_ledger, open_logs
 
     check_place(out.absolute())
     check_extra()
     train, _ = open_logs(read)
-    ledger = None if read.ledger is None else Ledger.open(read.ledger.url)
+    ledger = open_ledger(read, train.source)
     budget = Budget(epsilon=epsilon, delta=delta, unit=read.plan.unit)
     found = Plan.of(train.source, budget, label=label, rows_per_unit=rows_per_unit).run(train, ledger=ledger)
     # Said before the page is written: a full disk must not lose what was paid for.

@@ -9,6 +9,15 @@ from pydantic import BaseModel, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+IN_TOML = {
+    "dict_type": "table",
+    "model_type": "table",
+    "model_attributes_type": "table",
+    "list_type": "list",
+    "tuple_type": "list",
+}
+"""What pydantic's kinds of error ask for, as a user of TOML calls it."""
+
 
 class ConfigError(ValueError):
     """A file or setting that cannot be used as it is; the message is one line with the remedy."""
@@ -38,31 +47,58 @@ def _first_line(model: type[BaseModel], data: Mapping[str, Any], error: Validati
     path = _path(first["loc"], data)
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{nearest_name(path[-1], _known_keys(model, path[:-1]))}"
+        known = _known_keys(model, first["loc"][:-1])
+        return f"unknown key {key!r}{nearest_name(path[-1], known) or '; known: ' + ', '.join(known)}"
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         return f"missing key {'.'.join([*path, first['loc'][-1]])!r}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = _message(first)
     return f"{key}: {message}" if key else message
 
 
+def _message(error: Mapping[str, Any]) -> str:
+    """Returns what is wrong, in the words of TOML."""
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_not_found":
+        return f"Input needs its {context['discriminator'].strip(chr(39))}"
+    if error["type"] == "union_tag_invalid":
+        known = [one.strip("' ") for one in context["expected_tags"].split(",")]
+        name = context["discriminator"].strip("'")
+        return f"unknown {name} {context['tag']!r}{nearest_name(context['tag'], known)}; known: {', '.join(known)}"
+    if error["type"] in IN_TOML:
+        return f"Input should be a {IN_TOML[error['type']]}"
+    return str(error["msg"].removeprefix("Value error, "))
+
+
 def _path(location: tuple[int | str, ...], data: Any) -> list[str]:
-    """Returns the keys of ``location`` as they stand in the file: without pydantic's names for the cases of a union."""
-    path = []
+    """Returns the keys of ``location`` as they stand in the file, without pydantic's names for the cases of a union; an
+    entry of a list is its place, from 1.
+    """
+    path: list[str] = []
     for part in location:
         if isinstance(data, Mapping) and part in data:
             data = data[part]
             path.append(str(part))
+        elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
+            data = data[part]
+            path.append(f"#{part + 1}")
     return path
 
 
-def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Returns the keys that are known at ``path`` inside ``model``."""
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Returns the keys that are known at ``location`` inside ``model``."""
     models = [model]
-    for part in path:
+    for part in location:
         fields = [one.model_fields[part] for one in models if part in one.model_fields]
         nested = [found for field in fields for found in _models_in(field.annotation)]
-        models = nested or models  # without: ``part`` is a name that the user chose, in a table of such models
-    return [name for one in models for name in one.model_fields]
+        # a union's case; or a place in a list, or a name that the user chose, in a table of such models
+        models = nested or [one for one in models if part in _case_names(one)] or models
+    return list(dict.fromkeys(name for one in models for name in one.model_fields))
+
+
+def _case_names(model: type[BaseModel]) -> list[str]:
+    """Returns what pydantic may call ``model`` as the case of a union: its name, or what its tag's field says."""
+    defaults = (field.default for field in model.model_fields.values())
+    return [model.__name__, *(one for one in defaults if isinstance(one, str))]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -113,9 +113,7 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     checkpoint = _checkpoint(config, out, resume=resume)
     if checkpoint is not None and fitting is not None and fitting.file is None:
         raise ConfigError("a run with a checkpoint must find its features again: say where to keep them, features.file")
-    ledger = None if config.ledger is None or config.plan.without_privacy else Ledger.open(config.ledger.url)
-    if ledger is not None:
-        ledger.balance(schema.dataset)  # an unknown data set is refused here, before the noise is calibrated
+    ledger = None if config.plan.without_privacy else open_ledger(config, schema)
     plan = make_plan(config.plan, schema)
     metrics = plan_held_out(config, test)
     beside = {} if metrics is None else {"evaluation": metrics.release}
@@ -222,6 +220,20 @@ def open_logs(config: RunConfig, *, cache: Path | None = None) -> tuple[Logs, Lo
     logs = Logs(config.data.path, Schema.load(config.data.schema_), cache=cache, keep_cache=keep)
     logs.check()
     return _split(logs, config.data)
+
+
+def open_ledger(config: RunConfig, schema: Schema) -> Ledger | None:
+    """Returns the ledger of a run, which knows the data set; None for public rows, where the file names none."""
+    if config.ledger is None:
+        if not schema.public:
+            raise ConfigError(
+                f"data set {schema.dataset!r} is private, and ledger.url is missing: add [ledger] with url = "
+                f'"sqlite:///budget.db", made once by `privads budget init`'
+            )
+        return None
+    ledger = Ledger.open(config.ledger.url)
+    ledger.balance(schema.dataset)  # an unknown data set is refused here, before the noise is calibrated
+    return ledger
 
 
 def _checkpoint(config: RunConfig, out: Path, *, resume: bool) -> Checkpoint | None:

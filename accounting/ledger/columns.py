@@ -159,10 +159,8 @@ def check_fits(
     remedy = "nothing is left for another charge"
     if left > 0 and left_delta > 0 and basic:
         same = asked == column.name
-        what = "set the plan's epsilon to" if same else f"make a plan that costs a {limit.unit}"
-        remedy = f"{what} at most {left}" + (
-            f" and its delta to at most {left_delta}" if cost.delta > left_delta else ""
-        )
+        what = "ask for an epsilon of" if same else f"make a plan that costs a {limit.unit}"
+        remedy = f"{what} at most {left}" + (f" and a delta of at most {left_delta}" if cost.delta > left_delta else "")
     elif left > 0 and left_delta > 0:
         remedy = "add noise or take fewer steps"
     raise BudgetExceeded(

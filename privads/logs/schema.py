@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from accounting.budget import EXAMPLE, PrivacyUnit
-from privads.config import ConfigError, parse_model
+from privads.config import ConfigError, nearest_name, parse_model
 
 MISSING_BUCKETS = 1
 """Each categorical field has one bucket of its own for a missing value: number 0."""
@@ -401,6 +401,7 @@ class Schema(_Facts):
             return cls.parse(text, source=f"format {source}")
         raise ConfigError(
             f"schema {str(source)!r} is neither a file nor one of the formats {', '.join(known_formats())}"
+            f"{nearest_name(str(source), known_formats())}"
         )
 
 

@@ -58,7 +58,14 @@ def build(name: str, schema: Schema, settings: Mapping[str, Any] | None = None) 
     given = {key: tuple(one) if isinstance(one, list) else one for key, one in (settings or {}).items()}
     for key, value in given.items():
         if key not in known:
-            raise ConfigError(f"model {name!r} has no setting {key!r}{nearest_name(key, known)}")
-        if type(value) is not type(known[key]):
-            raise ConfigError(f"model {name!r}: {key} must be of the form {known[key]!r}, got {value!r}")
+            near = nearest_name(key, known) or f"; known: {', '.join(known) or 'none'}"
+            raise ConfigError(f"model {name!r} has no setting {key!r}{near}")
+        numbers = value if isinstance(value, tuple) else ()
+        if type(value) is not type(known[key]) or any(type(one) is not int for one in numbers):
+            raise ConfigError(f"model {name!r}: {key} must be {_form(known[key])}, got {value!r}")
     return MODELS[name](schema, **given)
+
+
+def _form(default: Any) -> str:
+    """Returns what a setting with this default looks like in a file."""
+    return "a list of whole numbers, such as [8]" if isinstance(default, tuple) else f"of the form {default!r}"

@@ -13,6 +13,7 @@ from typing import get_type_hints
 import numpy as np
 import pyarrow.parquet
 import pytest
+import typer
 
 from accounting.ledger import Ledger
 from privads import cli
@@ -225,6 +226,31 @@ def test_simulate_writes_a_log_that_train_can_read(tmp_path: Path) -> None:
     assert "Bayes optimum" in done.stdout
 
 
+def test_simulate_overwrites_nothing_and_names_its_file_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "ads.toml").write_text("mine")
+    refused(privads(tmp_path, "simulate", "--users", "3", "--out", "day.parquet"), 2, "ads.toml", "not overwritten")
+    refused(privads(tmp_path, "simulate", "--users", "3", "--out", "new/day.csv"), 2, ".parquet", "day.csv")
+    assert [file.name for file in tmp_path.iterdir()] == ["ads.toml"]
+    assert (tmp_path / "ads.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("verb", [("train", "--out", "run"), ("explore", "--epsilon", "1")])
+def test_a_private_log_without_a_ledger_is_refused_by_the_key_that_is_missing(
+    folder: Path, verb: tuple[str, ...]
+) -> None:
+    (folder / "run.toml").write_text(RUN_TOML.replace('[ledger]\nurl = "sqlite:///budget.db"\n', ""))
+    refused(privads(folder, verb[0], "run.toml", *verb[1:]), 2, "ledger.url is missing", "privads budget init")
+
+
+def test_no_help_text_loses_words_in_brackets(tmp_path: Path) -> None:
+    """A table's name in brackets is a style to the renderer of help texts: it was left out."""
+    command = typer.main.get_command(cli.app)
+    verbs = [command, *command.commands.values(), *command.commands["budget"].commands.values()]
+    for verb in verbs:
+        for text in (verb.help or "", *(getattr(one, "help", None) or "" for one in verb.params)):
+            assert not re.search(r"\[[a-z]+\]", text), text
+
+
 def test_convert_writes_a_log_that_train_can_read(tmp_path: Path) -> None:
     lines = [f"{row % 3 // 2} 0:{row % 7}:1 1:{row % 5}:1" for row in range(400)]
     (tmp_path / "train.ffm").write_text("\n".join(lines))
@@ -242,7 +268,7 @@ def test_convert_writes_a_log_that_train_can_read(tmp_path: Path) -> None:
     [
         (["libfn", "train.ffm", "--out", "x.parquet"], ["no converter 'libfn'", "did you mean 'libfm'"]),
         (["libfm", "train.ffm", "--out", "x.csv"], [".parquet", "x.csv"]),
-        (["libfm", "none.ffm", "--out", "x.parquet"], ["none.ffm"]),
+        (["libfm", "none.ffm", "--out", "x.parquet"], ["no such file or folder: none.ffm"]),
         (["libfm", "train.ffm", "--out", "x.parquet"], ["train.ffm, line 2", "label"]),
         (["alibaba", "train.ffm", "--out", "x.parquet"], ["train.ffm is no folder", "items.tsv"]),
         (["open-bandit", ".", "--out", "x.parquet"], ["item_context.csv"]),

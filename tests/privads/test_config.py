@@ -2,6 +2,7 @@
 
 import datetime as dt
 import doctest
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,12 +16,29 @@ class Inner(BaseModel):
     epochs: int = Field(default=1, gt=0)
 
 
+class Walk(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["walk"] = "walk"
+    legs: int = 2
+
+
+class Swim(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["swim"] = "swim"
+    lake: str
+    deep: bool = False  # equal to 0, the place of a first entry
+
+
+WALK = {"kind": "walk"}
+
+
 class Outer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     plan: Inner = Inner()
     maybe: Inner | None = None
     many: dict[str, str | Inner] = {}
+    steps: tuple[Annotated[Walk | Swim, Field(discriminator="kind")], ...] = ()
 
 
 def message(data: dict[str, object]) -> str:
@@ -43,7 +61,24 @@ def test_doctests_run() -> None:
         ({"name": "a", "plan": {"epoch": 1}}, "run.toml: unknown key 'plan.epoch'; did you mean 'epochs'?"),
         ({"name": "a", "maybe": {"epoch": 1}}, "run.toml: unknown key 'maybe.epoch'; did you mean 'epochs'?"),
         ({"name": "a", "many": {"x": {"epoch": 1}}}, "run.toml: unknown key 'many.x.epoch'; did you mean 'epochs'?"),
-        ({"name": "a", "zzzzzz": 1}, "run.toml: unknown key 'zzzzzz'"),
+        ({"name": "a", "zzzzzz": 1}, "run.toml: unknown key 'zzzzzz'; known: name, plan, maybe, many, steps"),
+        ({"name": "a", "plan": 3}, "run.toml: plan: Input should be a table"),
+        ({"name": "a", "steps": {}}, "run.toml: steps: Input should be a list"),
+        ({"name": "a", "steps": [WALK, 3]}, "run.toml: steps.#2: Input should be a table"),
+        ({"name": "a", "steps": [{"legs": 2}]}, "run.toml: steps.#1: Input needs its kind"),
+        (
+            {"name": "a", "steps": [WALK, {"kind": "wakl"}]},
+            "run.toml: steps.#2: unknown kind 'wakl'; did you mean 'walk'?; known: walk, swim",
+        ),
+        (
+            {"name": "a", "steps": [WALK, {"kind": "swim", "zzz": 2}]},
+            "run.toml: unknown key 'steps.#2.zzz'; known: kind, lake, deep",
+        ),
+        (
+            {"name": "a", "steps": [{"kind": "walk", "leg": 2}]},
+            "run.toml: unknown key 'steps.#1.leg'; did you mean 'legs'?",
+        ),
+        ({"name": "a", "steps": [{"kind": "swim"}]}, "run.toml: missing key 'steps.#1.lake'"),
         ({}, "run.toml: missing key 'name'"),
         ({"name": "a", "plan": {"epochs": 0}}, "run.toml: plan.epochs: Input should be greater than 0"),
         ({"name": "a", "many": {"x": {"epochs": 0}}}, "run.toml: many.x.epochs: Input should be greater than 0"),

@@ -19,6 +19,7 @@ from privads.logs.convert.interactions import interactions
 from privads.logs.convert.joins import alibaba, open_bandit
 from privads.logs.convert.libfm import libfm
 from privads.logs.convert.source import Converted
+from privads.logs.reader import LogError
 from privads.logs.schema import Schema
 
 CONVERTERS: Mapping[str, Callable[[Path], Converted]] = {
@@ -39,12 +40,9 @@ def convert(name: str, source: Path, out: Path) -> int:
             f"no converter {name!r}: there are {', '.join(CONVERTERS)}{nearest_name(name, CONVERTERS)} (a format "
             "of one value a cell needs none, see docs/formats.md)"
         )
-    if out.suffix != ".parquet":
-        raise ConfigError(f"--out must name a .parquet file, got {str(out)!r}")
-    schema_file = out.parent / "ads.toml"
-    for file in (out, schema_file):
-        if file.exists():
-            raise ConfigError(f"{file} exists and is not overwritten: choose another folder")
+    schema_file = check_out(out)
+    if not source.exists():
+        raise LogError(f"no such file or folder: {source} (the working directory is {Path.cwd()})")
     converted = CONVERTERS[name](source)
     out.parent.mkdir(parents=True, exist_ok=True)
     mark = f".{uuid4().hex}.part"
@@ -65,6 +63,17 @@ def convert(name: str, source: Path, out: Path) -> int:
             file.unlink(missing_ok=True)
         raise
     return rows
+
+
+def check_out(out: Path) -> Path:
+    """Returns the schema file beside the Parquet file ``out``; refuses either where it is there already."""
+    if out.suffix != ".parquet":
+        raise ConfigError(f"--out must name a .parquet file, got {str(out)!r}")
+    schema_file = out.parent / "ads.toml"
+    for file in (out, schema_file):
+        if file.exists():
+            raise ConfigError(f"{file} exists and is not overwritten: choose another folder")
+    return schema_file
 
 
 def schema_facts(converted: Converted, *, rows: int) -> dict[str, Any]:

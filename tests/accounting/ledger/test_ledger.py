@@ -53,8 +53,8 @@ def test_refusal_names_asked_left_limit_and_remedy(ledger: Ledger) -> None:
     message = refusal(ledger.reserve, ADS, charge(epsilon=0.5, delta=1e-8))
     for figure in ("0.5", "1e-08", "0.25", "7.5e-07", "1.0", "1e-06", "user", "add-remove", "basic", ADS):
         assert figure in message
-    assert "set the plan's epsilon to at most 0.25" in message
-    assert "its delta to at most 7.5e-07" in refusal(ledger.reserve, ADS, charge(epsilon=0.1, delta=9e-7))
+    assert "ask for an epsilon of at most 0.25" in message
+    assert "a delta of at most 7.5e-07" in refusal(ledger.reserve, ADS, charge(epsilon=0.1, delta=9e-7))
     ledger.reserve(ADS, charge(epsilon=0.25))
     assert "nothing is left" in refusal(ledger.reserve, ADS, charge(epsilon=0.1))
 

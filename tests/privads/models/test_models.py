@@ -30,11 +30,12 @@ def test_settings_reach_the_model_and_rebuild_it() -> None:
     [
         ("dcm", {}, "model.name 'dcm' is unknown; did you mean 'dcn'?; known: " + ", ".join(MODELS)),
         ("dcn", {"dims": 3}, "model 'dcn' has no setting 'dims'; did you mean 'dim'?"),
-        ("dcn", {"schema": 3}, "model 'dcn' has no setting 'schema'"),
-        ("logistic", {"dim": 3}, "model 'logistic' has no setting 'dim'"),
+        ("dcn", {"schema": 3}, "model 'dcn' has no setting 'schema'; known: dim, crosses, tower"),
+        ("logistic", {"dim": 3}, "model 'logistic' has no setting 'dim'; known: none"),
         ("dcn", {"dim": "8"}, "model 'dcn': dim must be of the form 4, got '8'"),
         ("dcn", {"dim": True}, "model 'dcn': dim must be of the form 4, got True"),
-        ("dcn", {"tower": 64}, "model 'dcn': tower must be of the form (), got 64"),
+        ("dcn", {"tower": 64}, "model 'dcn': tower must be a list of whole numbers, such as [8], got 64"),
+        ("dcn", {"tower": ["a"]}, "model 'dcn': tower must be a list of whole numbers, such as [8], got ('a',)"),
     ],
     ids=str,
 )
