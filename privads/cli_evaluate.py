@@ -79,9 +79,10 @@ def evaluate(
     if as_json:
         print_json(figures)
     else:
+        several = len(tasks) > 1 or len(judging.rows.schema.labels) > 1
         for task in tasks:
             about = task.task if task.segment is None else f"{task.task}, {task.segment}"
-            typer.echo("\n".join(in_lines(task, prefix=f"{about}: " if len(tasks) > 1 else "")))
+            typer.echo("\n".join(in_lines(task, prefix=f"{about}: " if several else "")))
         typer.echo(found.cost)
     if out is not None:
         out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

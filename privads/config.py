@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -86,26 +86,24 @@ def _path(location: tuple[int | str, ...], data: Any) -> list[str]:
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Returns the keys that are known at ``location`` inside ``model``."""
-    models = [model]
+    cases = _cases_in(model)
     for part in location:
-        fields = [one.model_fields[part] for one in models if part in one.model_fields]
-        nested = [found for field in fields for found in _models_in(field.annotation)]
+        fields = [one.model_fields[part] for one, _ in cases if part in one.model_fields]
+        nested = [found for field in fields for found in _cases_in(field.annotation)]
         # a union's case; or a place in a list, or a name that the user chose, in a table of such models
-        models = nested or [one for one in models if part in _case_names(one)] or models
-    return list(dict.fromkeys(name for one in models for name in one.model_fields))
+        cases = nested or [(one, names) for one, names in cases if part in names] or cases
+    return list(dict.fromkeys(name for one, _ in cases for name in one.model_fields))
 
 
-def _case_names(model: type[BaseModel]) -> list[str]:
-    """Returns what pydantic may call ``model`` as the case of a union: its name, or what its tag's field says."""
-    defaults = (field.default for field in model.model_fields.values())
-    return [model.__name__, *(one for one in defaults if isinstance(one, str))]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Returns the models that a type such as ``dict[str, str | Model]`` holds."""
+def _cases_in(annotation: Any, tag: str | None = None) -> list[tuple[type[BaseModel], list[str]]]:
+    """Returns the models that a type such as ``dict[str, str | Model]`` holds, and what pydantic may call each as the
+    case of a union: its name, its tag, or what its field for the tag says.
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+        defaults = [field.default for field in annotation.model_fields.values()]
+        return [(annotation, [one for one in (annotation.__name__, tag, *defaults) if isinstance(one, str)])]
+    tag = next((one.tag for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Tag)), None)
+    return [found for inner in get_args(annotation) for found in _cases_in(inner, tag)]
 
 
 def override(data: Mapping[str, Any], setting: str) -> dict[str, Any]:

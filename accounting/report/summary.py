@@ -8,9 +8,12 @@ NOT_DEFINED = "not defined"
 
 
 def summary(report: Report) -> str:
-    """Returns two lines for each task and number, the claim, and what is left; segments are in the report alone."""
+    """Returns two lines for each task and number, the claim, and what is left; segments are in the report alone.
+
+    Where the model has several, each is named, also where only one was judged.
+    """
     shown = [task for task in report.metrics if task.segment is None]
-    several = len(shown) + len(report.values) > 1
+    several = len(report.data.labels) > 1
     lines = [line for task in shown for line in in_lines(task, prefix=f"{task.task}: " if several else "")]
     lines += [line for one in report.values for line in _value_of(one, prefix=f"{one.task}: " if several else "")]
     return "\n".join([*lines, report.headline, _budget(report.budget)])

@@ -106,15 +106,18 @@ class MetricsPlan:
         if type(rows_per_unit) is not int:
             raise ValueError(f"rows_per_unit must be a whole number of at least 1, got {rows_per_unit!r}")
         chosen = tuple(schema.events if tasks is None else tasks)
-        if not chosen or len(set(chosen)) < len(chosen):
-            found = f"got {list(chosen)}" if chosen else "there is none"
-            raise ValueError(f"tasks must be different labels of yes or no, and {found}")
+        if not chosen:
+            raise ValueError("metrics are released of labels of yes or no, and none is named or in the schema")
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"tasks must be different labels of yes or no, got {list(chosen)}")
         for task in chosen:
             schema.check_event(task)
         parts = {column: tuple(values) for column, values in (segments or {}).items()}
         for column, values in parts.items():
             if not values or not all(isinstance(one, str) for one in values):
                 raise ValueError(f"segments of {column!r} must be named, as texts: which exist in the log is private")
+            if len(set(values)) < len(values):
+                raise ValueError(f"segments of {column!r} must be named once each, got {', '.join(values)}")
         schema.check_unit(budget.unit)
         facts = scored_schema(schema, chosen, tuple(parts))
         queries = [Query(by=(_own(grid, task),), label=task) for task in chosen]

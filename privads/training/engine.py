@@ -100,7 +100,8 @@ class PrivateEngine:
             self._optimizer = PlanOptimizer(
                 optimizer, self.plan, self.randomness, self._clip, self._take_sums, self._after_step, self._tables
             )
-            self._first_rate = float(optimizer.param_groups[0]["lr"])
+            group = optimizer.param_groups[0]
+            self._rate = float(group.get("initial_lr", group["lr"]))  # the former where a schedule starts lower
             self._kept = {name: one.clone() for name, one in self._untrained().items()}
             self._versions = self._weights_now()
             self.entry = self._charge() if standing is None else self._charge_rest(standing, shown=shown)
@@ -235,7 +236,7 @@ class PrivateEngine:
                 floating_point=self.randomness.floating_point,
                 insecure_seed=self.randomness.insecure_seed,
                 optimizer=type(self._optimizer.original_optimizer).__name__,
-                learning_rate=self._first_rate,
+                learning_rate=self._rate,
                 weights_sha256=fingerprint(self.model.state_dict()),
                 loss_probed=self.loss_probed,
                 resumptions=self._resumptions,

@@ -71,6 +71,32 @@ def test_the_rows_that_a_run_held_out_are_judged_for_an_entry(folder: Path, monk
     assert {file.name: file.read_bytes() for file in (folder / "run").iterdir()} == before
 
 
+def test_the_only_label_that_is_judged_is_named_where_the_model_has_others(folder: Path) -> None:
+    """A number is not judged with noise: without the name, whose AUC it is would have to be guessed."""
+    schema = (folder / "ads.toml").read_text()
+    (folder / "ads.toml").write_text(
+        schema.replace("[labels]\n", '[labels]\nworth = {value = "bid", kind = "count", most = 9}\n').replace(
+            "bid = {range = [0, 10]}\n", ""
+        )
+    )
+    done = privads(
+        folder,
+        "train",
+        "run.toml",
+        "--quiet",
+        "--out",
+        "two",
+        "--set",
+        "plan.epsilon=1.2",
+        "--set",
+        "evaluation.epsilon=0.3",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("click: AUC ")
+    done = privads(folder, "evaluate", "two", "--epsilon", "0.3")
+    assert done.stdout.startswith("click: AUC "), done.stderr
+
+
 def test_other_rows_segments_and_terms_are_stated(folder: Path) -> None:
     table = pyarrow.parquet.read_table(folder / "log.parquet")
     pyarrow.parquet.write_table(table.slice(0, 500), folder / "other.parquet")
@@ -129,7 +155,7 @@ def test_a_budget_that_does_not_suffice_is_3_and_nothing_is_charged(folder: Path
         (("--ledger", "sqlite:///none.db"), "none.db"),
         (("--segment", "site"), "--segment takes COLUMN=VALUE,VALUE"),
         (("--segment", "sight=s1"), "'sight' is no categorical column"),
-        (("--segment", "site=s1,s1"), "twice"),
+        (("--segment", "site=s1,s1"), "named once each"),
         (("--segment", "site=s1", "--segment", "site=s2"), "each column once"),
         (("--out", "run.toml"), "exists already"),
         (("--out", "no/figures.json"), "cannot write"),

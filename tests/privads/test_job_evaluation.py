@@ -196,7 +196,7 @@ def test_public_rows_may_be_judged_with_noise_for_nothing(folder: Path) -> None:
         ("epsilon = 0.5", "epsilon = -1", "epsilon must be a positive finite number"),
         ("site =", "sight =", "'sight' is no categorical column"),
         ('["s1", "s2"]', "[]", "segments of 'site' must be named"),
-        ('["s1", "s2"]', '["s1", "s1"]', "twice"),
+        ('["s1", "s2"]', '["s1", "s1"]', "named once each"),
         ("epsilon = 0.5", "epsilon = 0.5\nsegment = 1", "unknown key 'evaluation.segment'"),
         ("epsilon = 0.5", "epsilon = 0.5\nrows_per_unit = 0", "rows_per_unit"),
         ("epsilon = 0.5", 'epsilon = 0.5\ncalibration = "plat"', "evaluation.calibration"),

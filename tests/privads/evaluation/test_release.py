@@ -338,6 +338,7 @@ def test_a_failure_in_the_rows_tells_nothing_and_gives_nothing_back(ledger: Ledg
         ({"rows_per_unit": 0}, "rows_per_unit must be at least 1, got 0"),
         ({"rows_per_unit": 1.5}, "rows_per_unit must be a whole number"),
         ({"tasks": ["sale"]}, "'sale' is no label"),
+        ({"tasks": []}, "metrics are released of labels of yes or no, and none is named or in the schema"),
         ({"tasks": ["buy", "buy"]}, "tasks must be different labels"),
         ({"ledger": None}, "needs its ledger"),
         ({"insecure_seed": 1}, "insecure_seed is refused"),
@@ -347,7 +348,7 @@ def test_a_failure_in_the_rows_tells_nothing_and_gives_nothing_back(ledger: Ledg
         ({"model": torch.nn.Identity()}, r"the model must return outputs of shape \(rows,\) for 'click'"),
         ({"segments": {"country": ["x"]}}, "'country' is no categorical column"),
         ({"segments": {"site": []}}, "segments of 'site' must be named"),
-        ({"segments": {"site": ["a", "a"]}}, "twice"),
+        ({"segments": {"site": ["a", "a"]}}, "segments of 'site' must be named once each, got a, a"),
         ({"segments": {"site": ["a"]}}, "pass Logs"),
     ],
 )

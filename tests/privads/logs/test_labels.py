@@ -177,6 +177,10 @@ def test_hours_travel_with_their_rows(tmp_path: Path) -> None:
         ({"value": "v", "kind": "count"}, "missing key 'labels.y.most'"),
         ({"value": "v", "kind": "count", "mos": 3}, "unknown key 'labels.y.mos'; did you mean 'most'"),
         ({"value": "v", "kind": "count", "most": 3, "time": "e"}, "unknown key 'labels.y.time'"),
+        (
+            {"value": "v", "kind": "count", "most": 3, "waiting": True},
+            "unknown key 'labels.y.waiting'; known: value, kind, most, typical",
+        ),
         ({"time": "e", "within_hours": 4, "median_hours": 2}, "add waiting = true"),
         ({"time": "e", "within_hours": 4, "median_hours": 3, "waiting": True}, "at most half of within_hours"),
     ],

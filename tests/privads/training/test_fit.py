@@ -1,5 +1,6 @@
 """`fit` from logs to a run: it learns, its report is honest, and it shows nothing on the way."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ def test_the_report_of_a_private_run_says_what_was_done(tmp_path: Path) -> None:
     assert report.budget.left_epsilon == pytest.approx(20 - plan.spent.upper, abs=1e-8)
     assert any("held-out rows without noise" in line for line in report.not_covered)
     assert report.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("stated", [None, 0.5])
+def test_the_report_states_the_step_that_is_reached_and_not_the_first_of_the_warm_up(
+    tmp_path: Path, stated: float | None
+) -> None:
+    log, plan = logs(tmp_path), dataclasses.replace(small_plan(), learning_rate=stated)
+    found = fit(Logistic(log.schema), log, plan).report().model.learning_rate
+    assert found == pytest.approx(stated or sgd_step(plan))
 
 
 def test_metrics_on_public_rows_need_no_warning(tmp_path: Path) -> None:
