@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from privads.batch import Batch
 from privads.features.stateless import hash_buckets, log_scale
+from privads.logs.labels import DelayedLabel, ValueLabel
 from privads.logs.past import Earlier, Past
 from privads.logs.reader import MISSING_TEXTS, LogError
-from privads.logs.schema import EPOCH_SECONDS, DelayedLabel, Schema, ValueLabel
+from privads.logs.schema import EPOCH_SECONDS, Schema
 
 MISSING = -1
 Texts = tuple[NDArray[np.int64], list[str | None]]
@@ -219,10 +220,11 @@ def _labels(
             if label.waiting:
                 hours[task] = waited_hours(delay_hours, np.full(len(times), label.within_hours), label)
         else:
-            given, bad = _numbers(batch[label])
+            column = label if isinstance(label, str) else label.column
+            given, bad = _numbers(batch[column])
             values = given == 1
             known = values | (given == 0)
-            mark(label, bad | (~known & ~np.isnan(given)))
+            mark(column, bad | (~known & ~np.isnan(given)))
         labels[task] = np.where(known, values, 0).astype(np.float32)
         observed[task] = known
     return labels, observed, hours

@@ -18,10 +18,11 @@ from privads.batch import Batch
 from privads.logs.cache import CachedRows, cached, check_folder, check_kept
 from privads.logs.database import check_database
 from privads.logs.encode import Part, as_batch, encode, uniform_of_key, waited_hours
+from privads.logs.labels import DelayedLabel
 from privads.logs.past import looking_back
 from privads.logs.raw import Raw, batch_of, own_reading, raw_rows
 from privads.logs.reader import LogError, check_columns, find_files, read_batches, telling_no_row
-from privads.logs.schema import DelayedLabel, Schema
+from privads.logs.schema import Schema
 
 if TYPE_CHECKING:
     from privads.features.pipeline import Features

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from accounting.budget import EXAMPLE, PrivacyUnit
 from privads.config import ConfigError, nearest_name, parse_model
+from privads.logs.labels import DelayedLabel, Facts, Label, ValueLabel
 
 MISSING_BUCKETS = 1
 """Each categorical field has one bucket of its own for a missing value: number 0."""
@@ -25,94 +26,11 @@ MISSING_BUCKETS = 1
 EPOCH_SECONDS = "epoch-seconds"
 """The time format of a column that counts seconds, from 1970 or from the start of the log."""
 
-MOST_LEVELS = 100
-"""An ordinal label has at most so many levels: each is an output of the model."""
-
 MOST_BUCKETS = 2**31 - 1
 """Rows of the fused table are numbered in 32 bits."""
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DelayedLabel(_Facts):
-    """A label that is 1 if the event at column ``time`` came within ``within_hours`` of the impression.
-
-    waiting: rows whose window is still open take part in training too, with how long each has waited; else their label
-    is unobserved. median_hours: half of the events come within so many hours, a public statement; without it the delays
-    are learned beside the label (`privads.models.heads`).
-    """
-
-    time: str
-    within_hours: float = Field(gt=0, le=1e6)
-    waiting: bool = False
-    median_hours: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.median_hours is not None and not (self.waiting and self.median_hours <= self.within_hours / 2):
-            raise ValueError(
-                "median_hours is about labels that wait, and at most half of within_hours: "
-                "add waiting = true, or leave it out"
-            )
-        return self
-
-    @property
-    def column(self) -> str:
-        """Where the label is made from."""
-        return self.time
-
-
-class ValueLabel(_Facts):
-    """A label that is the number in column ``value``: a count, an amount of money, or a level.
-
-    kind: count, a whole number from 0; log-normal, an amount from 0; ordinal, a level from 1 to ``most``. most: larger
-    numbers count as this one, of levels they are misfits. typical: about how large a number above 0 is, where a model
-    begins; unless stated 1 for counts and the square root of ``most`` for amounts, but at most half of it. All are
-    public statements.
-    """
-
-    value: str
-    kind: Literal["count", "log-normal", "ordinal"]
-    most: float = Field(gt=0, le=1e9)
-    typical: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.kind == "ordinal" and not (self.most.is_integer() and 2 <= self.most <= MOST_LEVELS):
-            raise ValueError(f"most must be the number of levels, from 2 to {MOST_LEVELS}, got {self.most:g}")
-        if self.typical is not None and self.kind == "ordinal":
-            raise ValueError("typical is about counts and amounts: levels have none")
-        if self.typical is not None and self.typical >= self.most:
-            raise ValueError(f"typical must be below most, {self.most:g}, got {self.typical:g}")
-        return self
-
-    @property
-    def column(self) -> str:
-        """Where the label is made from."""
-        return self.value
-
-
-def _kind_of_label(stated: Any) -> str:
-    match stated:
-        case ValueLabel():
-            return "number"
-        case Mapping() if {"value", "kind", "most", "typical"} & set(stated):
-            return "number"
-        case DelayedLabel() | Mapping():
-            return "delayed"
-    return "column"
-
-
-Label = Annotated[
-    Annotated[str, Tag("column")] | Annotated[DelayedLabel, Tag("delayed")] | Annotated[ValueLabel, Tag("number")],
-    Discriminator(_kind_of_label),
-]
-"""A column of 0 and 1, an event that may come later, or a number. By what is stated, so that an error names its key."""
-
-
-class History(_Facts):
+class History(Facts):
     """A column that was made from other rows, such as how often a user had clicked before.
 
     of: the columns whose values those rows share; empty for the unit columns. rows: a row's value enters this column of
@@ -123,7 +41,7 @@ class History(_Facts):
     rows: int | None = Field(default=None, gt=0)
 
 
-class Numeric(_Facts):
+class Numeric(Facts):
     """A number and the range it is clipped to: a public statement, never measured. history: made from other rows."""
 
     range: tuple[float, float]
@@ -138,7 +56,7 @@ class Numeric(_Facts):
         return value
 
 
-class Categorical(_Facts):
+class Categorical(Facts):
     """A category, hashed into ``buckets`` - 1 buckets; bucket 0 is for missing values.
 
     part: instead of a column of its own, the hour of the day or the weekday of the impression's time.
@@ -150,7 +68,7 @@ class Categorical(_Facts):
     history: History | None = None
 
 
-class Text(_Facts):
+class Text(Facts):
     """How a delimited text file is to be read: a line is a row, and values may be quoted.
 
     delimiter: one ASCII character; a comma unless stated, in a .tsv file a tab. columns: their names, where the file
@@ -174,7 +92,7 @@ class Text(_Facts):
         return self
 
 
-class Schema(_Facts):
+class Schema(Facts):
     """Public facts about one data set.
 
     dataset: its name in the ledger. population: declared number of units; a wrong one costs accuracy, not privacy.
@@ -197,10 +115,10 @@ class Schema(_Facts):
     public: bool = False
     text: Text = Text()
     labels: dict[str, Label]
-    reference: dict[str, str] = {}
+    reference: dict[str, str] = Field(default_factory=dict)
     reference_name: str = "reference"
-    numeric: dict[str, Numeric] = {}
-    categorical: dict[str, Categorical] = {}
+    numeric: dict[str, Numeric] = Field(default_factory=dict)
+    categorical: dict[str, Categorical] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

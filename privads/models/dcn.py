@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from privads.batch import Batch
 from privads.logs.schema import Schema
 from privads.models.heads import Outputs
-from privads.models.layers import SCALE, Cross, FusedTable, Tower
+from privads.models.layers import SCALE, Cross, FusedTable, Tower, line
 
 
 class DCN(nn.Module):
@@ -33,9 +33,8 @@ class DCN(nn.Module):
         self.cross = Cross(width, crosses, scale=SCALE)
         self.tower = Tower((width, *tower)) if tower else None
         self.head = nn.Linear(width + (tower[-1] if tower else 0), self.outputs.width, bias=False)
-        self.linear = nn.Linear(len(schema.numeric) + 1, self.outputs.width, bias=False)  # the last input is always 1
-        for layer in (self.head, self.linear):
-            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.head.weight)
+        self.linear = line(len(schema.numeric), self.outputs.starts, scale=self.scale)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {task: (rows,) logit, or (rows, width) outputs}."""

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from privads.batch import Batch
 from privads.logs.schema import Schema
-from privads.models.heads import EVENT, head_of
-from privads.models.layers import SCALE, Features, Heads, checked
+from privads.models.heads import EVENT, head_of, logit_of, rate_of
+from privads.models.layers import SCALE, Features, Heads, begin_at, checked
 
 
 class ESMM(nn.Module):
@@ -48,6 +48,12 @@ class ESMM(nn.Module):
         self.settings = {"click": click, "conversion": conversion, **sizes}
         self.tasks, self.click, self.conversion = schema.tasks, click, conversion
         self.features = Features(schema, dim)
+        of_click, of_both = (rate_of(schema.labels[task]) for task in (click, conversion))
+        of_conversion = 0.5 if of_both is None else of_both / (of_click or 0.5)
+        if of_conversion >= 1:
+            raise ValueError(f"the rate of {conversion!r} must be below that of {click!r}: each is a click too")
+        starts = [logit_of(of_click or 0.5), logit_of(of_conversion)]
+        begin_at(self.features.linear, starts, scale=self.features.scale)
         self.heads = Heads((1, 1), self.features.width, tower)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

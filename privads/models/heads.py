@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from privads.logs.schema import DelayedLabel, Label, Schema, ValueLabel
+from privads.logs.labels import DelayedLabel, EventLabel, Label, ValueLabel
+from privads.logs.schema import Schema
 
 MOST_LOG_HAZARD = 10.0
 """Log hazards are clamped to +- this, in the label's window: delays from a small part of it to all of it."""
@@ -274,6 +275,22 @@ def heads_of(schema: Schema) -> dict[str, Head]:
     return {task: head_of(label) for task, label in schema.labels.items()}
 
 
+def rate_of(label: Label) -> float | None:
+    """Returns how often an event is said to be; None where nothing is, or the label is a number."""
+    return label.rate if isinstance(label, EventLabel | DelayedLabel) else None
+
+
+def logit_of(rate: float) -> float:
+    """Returns ``log(rate / (1 - rate))``."""
+    return math.log(rate) - math.log1p(-rate)
+
+
+def starts_of(label: Label) -> list[float]:
+    """Returns where each output of a label begins: the first at the logit of an event's stated rate, and else at 0."""
+    rate = rate_of(label)
+    return [0.0 if rate is None else logit_of(rate), *[0.0] * (head_of(label).width - 1)]
+
+
 class Outputs:
     """The columns of a model as the outputs of its schema's labels, side by side in the schema's order.
 
@@ -283,6 +300,7 @@ class Outputs:
     def __init__(self, schema: Schema) -> None:
         self.widths = {task: head.width for task, head in heads_of(schema).items()}
         self.width = sum(self.widths.values())
+        self.starts = [start for label in schema.labels.values() for start in starts_of(label)]
 
     def __call__(self, columns: Tensor) -> dict[str, Tensor]:
         """Returns each task's columns."""

@@ -48,6 +48,23 @@ class FusedTable(nn.Module):
         return bags.view(rows, self.fields, self.dim)
 
 
+def line(numbers: int, starts: Sequence[float], *, scale: float) -> nn.Linear:
+    """Returns a layer of numbers and at the end a constant 1, times ``scale``: (rows, numbers + 1) -> (rows, outputs).
+
+    Its weights start at 0, but for the constant's: at ``starts / scale``, so that the outputs are ``starts``.
+    """
+    layer = nn.Linear(numbers + 1, len(starts), bias=False)
+    nn.init.zeros_(layer.weight)
+    begin_at(layer, starts, scale=scale)
+    return layer
+
+
+def begin_at(layer: nn.Linear, starts: Sequence[float], *, scale: float) -> None:
+    """Makes the outputs of a `line` begin at ``starts``."""
+    with torch.no_grad():
+        layer.weight[:, -1] = torch.tensor(starts) / scale
+
+
 class Cross(nn.Module):
     """Cross layers of DCN-v2: ``x_{l+1} = x_0 * scale (W_l x_l + b_l) + x_l`` (Wang et al. 2021, equation 1: scale 1).
 
@@ -95,7 +112,8 @@ class Features(nn.Module):
     """A row as the logistic regression that every model contains, and as the vectors of its fields: one table for both.
 
     ``wide_t = (sum over fields f of w_t[id_f] + v_t . [x, 1]) / sqrt(fields)``, ``vector_f = e[id_f] / sqrt(fields)``.
-    w and v start at 0, e as vectors of about length 1, so that both parts read a row of about length 1.
+    w and v start at 0, but for the constant's (`line`), e as vectors of about length 1, so that both parts read a row
+    of about length 1.
     dim: width of a vector. groups: how many e holds for each field, such as one for each output. numbers: whether
     numbers have vectors too, ``x_i e_i / sqrt(fields)``; else x_0 holds the numbers themselves, over sqrt(fields).
     forward(batch) -> wide (rows, outputs), vectors (rows, vectors, groups * dim), x_0 (rows, width).
@@ -104,7 +122,8 @@ class Features(nn.Module):
     def __init__(self, schema: Schema, dim: int, *, groups: int = 1, numbers: bool = False) -> None:
         super().__init__()
         buckets = [field.buckets for field in schema.categorical.values()]
-        self.outputs, self.dim, self.scale = Outputs(schema).width, groups * dim, schema.fields**-0.5
+        outputs = Outputs(schema)
+        self.outputs, self.dim, self.scale = outputs.width, groups * dim, schema.fields**-0.5
         self.vectors = schema.fields if numbers else len(buckets)
         self.width = self.vectors * self.dim + (0 if numbers else len(schema.numeric))
         self.table = FusedTable(buckets, self.outputs + self.dim, init_std=dim**-0.5)
@@ -113,8 +132,7 @@ class Features(nn.Module):
         self.numbers = (
             Numbers(len(schema.numeric), self.dim, init_std=dim**-0.5) if numbers and schema.numeric else None
         )
-        self.linear = nn.Linear(len(schema.numeric) + 1, self.outputs, bias=False)  # the last input is always 1
-        nn.init.zeros_(self.linear.weight)
+        self.linear = line(len(schema.numeric), outputs.starts, scale=self.scale)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Returns wide, vectors and x_0."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from privads.batch import Batch
 from privads.logs.schema import Schema
 from privads.models.heads import Outputs
-from privads.models.layers import FusedTable
+from privads.models.layers import FusedTable, line
 
 
 class Logistic(nn.Module):
@@ -14,7 +14,8 @@ class Logistic(nn.Module):
 
     ``logit_t = (b_t + sum over fields f of w_t[id_f] + v_t . x) / sqrt(fields)``, for each output t of the labels.
     Dividing by sqrt(fields) makes a row's input a vector of about length 1 whatever the schema, so that one clip norm
-    and one learning rate serve all data sets. All parameters start at 0. Shapes: dense (rows, numeric), logit (rows,).
+    and one learning rate serve all data sets. All parameters start at 0, b at a stated rate. Shapes: dense
+    (rows, numeric), logit (rows,).
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -23,8 +24,7 @@ class Logistic(nn.Module):
         self.outputs, self.scale = Outputs(schema), schema.fields**-0.5
         self.settings: dict[str, object] = {}
         self.table = FusedTable(buckets, self.outputs.width)
-        self.linear = nn.Linear(len(schema.numeric) + 1, self.outputs.width, bias=False)  # the last input is always 1
-        nn.init.zeros_(self.linear.weight)
+        self.linear = line(len(schema.numeric), self.outputs.starts, scale=self.scale)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {task: (rows,) logit, or (rows, width) outputs}."""

@@ -16,7 +16,8 @@ from accounting.ledger import Ledger
 from accounting.report.record import Report
 from accounting.report.started import StartedFrom
 from privads.config import ConfigError
-from privads.logs.schema import Label, Schema
+from privads.logs.labels import Label
+from privads.logs.schema import Schema
 from privads.models import heads
 from privads.training import checkpoint
 from privads.training.run import Run, fingerprint, settings_of

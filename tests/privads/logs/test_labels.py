@@ -97,6 +97,16 @@ def test_a_number_is_no_feature_and_has_no_reference() -> None:
         schema(NUMBERS, reference={"spend": "other"})
 
 
+def test_a_stated_rate_changes_no_label(tmp_path: Path) -> None:
+    file, _ = waiting_log(tmp_path)
+    plain = {"click": "click", "buy": {"time": "bought", "within_hours": WINDOW}}
+    stated = {"click": {"column": "click", "rate": 0.9}, "buy": {**plain["buy"], "rate": 0.1}}  # type: ignore[dict-item]
+    one, two = (rows_of(Logs(file, schema(labels))) for labels in (plain, stated))
+    for task in plain:
+        assert one.labels[task].equal(two.labels[task])
+        assert one.observed[task].equal(two.observed[task])
+
+
 # Labels that wait
 
 
@@ -182,6 +192,8 @@ def test_hours_travel_with_their_rows(tmp_path: Path) -> None:
             "unknown key 'labels.y.waiting'; known: value, kind, most, typical",
         ),
         ({"time": "e", "within_hours": 4, "median_hours": 2}, "add waiting = true"),
+        ({"column": "c", "rate": 1.0}, "labels.y.rate: Input should be less than 1"),
+        ({"column": "c", "rat": 0.1}, "unknown key 'labels.y.rat'; did you mean 'rate'?"),
         ({"time": "e", "within_hours": 4, "median_hours": 3, "waiting": True}, "at most half of within_hours"),
     ],
     ids=str,

@@ -7,7 +7,8 @@ import pytest
 
 from privads.config import ConfigError
 from privads.logs import schema as schema_module
-from privads.logs.schema import DelayedLabel, Schema, known_formats
+from privads.logs.labels import DelayedLabel
+from privads.logs.schema import Schema, known_formats
 
 ADS = """
 dataset = "ads-2026q4"

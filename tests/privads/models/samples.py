@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from privads.batch import Batch
-from privads.logs.schema import Schema, ValueLabel
+from privads.logs.labels import ValueLabel
+from privads.logs.schema import Schema
 
 EVERY_KIND = {
     "click": "click",

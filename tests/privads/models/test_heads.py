@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from privads.logs.schema import DelayedLabel, Label, ValueLabel
+from privads.logs.labels import DelayedLabel, Label, ValueLabel
 from privads.models import heads
 from privads.models.heads import Amount, Count, Delayed, Levels, Weighted
 

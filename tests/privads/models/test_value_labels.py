@@ -89,3 +89,31 @@ def test_a_product_of_clicks_and_conversions_is_refused_for_numbers_and_labels_t
         facts = schema(labels={one: EVERY_KIND[one] for one in ("click", task)})
         with pytest.raises(ValueError, match=f"an ESMM needs labels of yes or no, and '{task}' is"):
             build("esmm", facts)
+
+
+RATES = {
+    "click": {"column": "click", "rate": 0.04},
+    "buy": {"time": "bought_at", "within_hours": 24, "rate": 0.003},
+    "later": {"time": "later_at", "within_hours": 24, "rate": 0.2, "waiting": True},
+    "orders": EVERY_KIND["orders"],
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_begins_at_the_stated_rates(name: str) -> None:
+    names = ("buy", "click") if name == "esmm" else tuple(RATES)
+    facts = schema(labels={task: RATES[task] for task in names})
+    torch.manual_seed(0)
+    model = build(name, facts, {"click": "click"} if name == "esmm" else {})
+    outputs, heads = model(random_batch(facts, 8)), heads_of(facts)
+    for task in names:
+        *_, predicted = heads[task].read(outputs[task].detach()).values()
+        expected = {"orders": 1.0}.get(task) or RATES[task]["rate"]
+        # pairs of random vectors add some hundredths to the logit, as the docstrings of fm and deepfm say
+        assert torch.logit(predicted / 20) == pytest.approx(torch.logit(torch.full((8,), expected / 20)), abs=0.3)
+
+
+def test_conversions_that_are_more_than_clicks_are_refused() -> None:
+    facts = schema(labels={"click": RATES["click"], "buy": {**RATES["buy"], "rate": 0.05}})
+    with pytest.raises(ValueError, match="the rate of 'buy' must be below that of 'click'"):
+        build("esmm", facts)
