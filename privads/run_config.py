@@ -13,8 +13,8 @@ from privads.config import ConfigError, override, parse_model
 SQLITE = "sqlite:///"
 
 DEFAULT_MODEL = "logistic"
-"""The model where a run names none, whatever its population, budget and labels: with privacy no other one is better by
-more than four thousandths of normalized entropy where seeds can tell, and none everywhere (`docs/evaluation.md`)."""
+"""The model where a run names none, whatever its population, budget and labels: with privacy no other one was better on
+all data sets, and nothing public told on which it would be (`docs/evaluation.md`, "What privacy costs")."""
 
 
 class _Table(BaseModel):
