@@ -17,7 +17,7 @@ from privads.logs.logs import Logs
 from privads.models import MODELS, losses
 from privads.progress import bar
 from privads.training import working
-from privads.training.defaults import default_optimizer, warm_up
+from privads.training.defaults import default_optimizer, steepness_of, warm_up
 from privads.training.engine import PrivateEngine
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss
@@ -107,7 +107,9 @@ def fit(
     if start is not None and resume_from is None:  # a checkpoint has the weights and the names of its start
         earlier = go_on(start_of(start), model, train.schema, ledger)
     chosen_loss: Loss = losses.for_schema(train.schema) if loss is None else loss
-    inner = default_optimizer(model, plan) if optimizer is None else optimizer
+    inner = optimizer
+    if inner is None:
+        inner = default_optimizer(model, plan, steepness=steepness_of(train, plan))
     schedule = warm_up(inner, plan) if optimizer is None else None
     purpose = f"train {type(model).__name__}" + (f", from run {earlier[0].run}" if earlier else "")
     engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, secure=secure, purpose=purpose)

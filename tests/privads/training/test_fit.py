@@ -2,26 +2,28 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from accounting.report.record import Report
 from accounting.report.render import markdown
-from privads.batch import Batch
+from privads.batch import Batch, padding
 from privads.logs.logs import Logs
 from privads.models import DCN, Logistic, losses
 from privads.training.clipping import UnsupportedModel
-from privads.training.defaults import sgd_step
+from privads.training.defaults import STABLE_STEP, sgd_step, steepness_of
 from privads.training.engine import PrivateEngine
 from privads.training.fit import fit
 from privads.training.plan import TrainPlan
 from privads.training.run import Run
-from tests.privads.training.helpers import logs, new_ledger, small_plan
+from tests.privads.training.helpers import logs, new_ledger, schema, small_plan
 
 
 def without_privacy(steps: int = 200) -> TrainPlan:
@@ -226,3 +228,38 @@ def test_a_report_that_states_other_steps_or_noise_than_its_event_is_refused(
     mechanism = fit(DCN(log.schema), log, plan).report().mechanism
     with pytest.raises(ValueError, match="but the event says"):
         type(mechanism).model_validate({**mechanism.model_dump(), "noise_std": None, **change})
+
+
+class Steep:
+    """Public rows, eight of each unit, of which a share is 1."""
+
+    def __init__(self, share: float, *, public: bool = True) -> None:
+        self.schema, self.share = schema(public=public), share
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        assert self.schema.public, "a private row was read"
+        return np.repeat(np.arange(50), 8)
+
+    def take(self, row_numbers: NDArray[np.int64]) -> Batch:
+        batch = padding(self.schema, len(row_numbers))
+        labels = torch.arange(len(row_numbers)) < self.share * len(row_numbers)
+        return replace(batch, labels={"click": labels.float()}, observed={"click": torch.ones_like(labels)})
+
+
+def test_without_a_clip_norm_the_step_is_as_much_smaller_as_the_loss_is_steep() -> None:
+    """A fixed bug: eight rows of a unit, half of them 1, made the default step diverge without privacy."""
+    plan = TrainPlan.without_privacy(population=100_000, unit="user", rows_per_unit=8)
+    assert steepness_of(Steep(0.5), plan) == pytest.approx(8)
+    assert steepness_of(Steep(0.1), plan) == pytest.approx(8 * 4 * 0.1 * 0.9)
+    assert steepness_of(Steep(0.01), plan) == 1
+    few = TrainPlan.without_privacy(population=100_000, unit="user", rows_per_unit=3)
+    assert steepness_of(Steep(0.5), few) == pytest.approx(3)
+    assert sgd_step(plan) == pytest.approx(0.1 * STABLE_STEP)
+    assert sgd_step(plan, steepness=8) == pytest.approx(0.1 * STABLE_STEP / 8)
+
+
+def test_how_steep_a_loss_is_reads_no_private_row() -> None:
+    plan = TrainPlan.without_privacy(population=400, unit="user", epochs=1, rows_per_unit=8)
+    assert steepness_of(Steep(0.5, public=False), plan) == 1
+    assert steepness_of(Steep(0.5), small_plan()) == 1
