@@ -98,7 +98,7 @@ class Logs:
     ) -> tuple["Logs", "Logs"]:
         """Returns (train, test), split at the time ``after`` or by a salted hash of the unit's key. Opens nothing.
 
-        after: rows at or after it are for testing. A delayed label whose window had not closed by then is unobserved
+        after: rows at or after it are for testing. A delayed label whose window had not closed before is unobserved
         in training, as it would have been on the day; one that waits is what it was then, with how long it had waited.
         test_fraction: in (0, 1).
         """
@@ -272,5 +272,5 @@ def _as_known_at(part: Part, schema: Schema, moment: datetime) -> Part:
             hours[task] = waited_hours(seen, elapsed, label)
         else:
             closes = part.times + np.timedelta64(round(label.within_hours * 3.6e9), "us")
-            observed[task] = observed[task] & (closes <= now)
+            observed[task] = observed[task] & (closes < now)  # an event at the moment itself is of the other side
     return replace(part, labels=labels, observed=observed, hours=hours)

@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from functools import lru_cache
+from typing import Any
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _LONGEST = 253
@@ -47,7 +48,7 @@ def _is_address(name: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _suffixes():  # type: ignore[no-untyped-def]
+def _suffixes() -> Any:
     try:
         from publicsuffixlist import PublicSuffixList
     except ImportError as error:

@@ -239,13 +239,14 @@ def test_in_training_a_label_is_unobserved_until_its_window_closes(tmp_path: Pat
         MOMENT - HOUR,
         MOMENT - 30 * HOUR,
     ]
-    events = [shown[0] + HOUR, None, None, shown[3] + TICK, MOMENT + HOUR]
+    # the second is a fixed bug: its event, at the split itself, was taken for known in training
+    events = [shown[0] + HOUR, MOMENT, None, shown[3] + TICK, MOMENT + HOUR]
     file = write(tmp_path / "a.parquet", t=shown, e=events)
     batches = {}
     for name, logs in zip(("train", "test"), Logs(file, schema()).split(after=MOMENT), strict=True):
         batches[name] = logs.take(np.arange(len(logs.units)))
-    assert batches["train"].observed["conversion"].tolist() == [True, True, False, False, True]
-    assert batches["train"].labels["conversion"][[0, 1, 4]].tolist() == [1, 0, 0]
+    assert batches["train"].observed["conversion"].tolist() == [True, False, False, False, True]
+    assert batches["train"].labels["conversion"][[0, 4]].tolist() == [1, 0]
     assert batches["train"].observed["y"].all()  # a label without a window is known at once
     everything = Logs(file, schema()).take(np.arange(5))
     assert everything.observed["conversion"].all()
