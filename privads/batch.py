@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -94,12 +94,26 @@ def padding(schema: "Schema", rows: int = 1) -> Batch:
     )
 
 
-def settled(batch: Batch, schema: "Schema") -> dict[str, Tensor]:
+class Labeled(Protocol):
+    """Rows with labels, as tensors (`Batch`) or arrays (`logs.encode.Part`)."""
+
+    @property
+    def observed(self) -> Mapping[str, Any]:
+        """Per task (rows,) bool."""
+        ...
+
+    @property
+    def hours(self) -> Mapping[str, Any]:
+        """Per task that waits (rows, 2)."""
+        ...
+
+
+def settled(rows: Labeled, schema: "Schema") -> dict[str, Any]:
     """Returns per task (rows,) bool, whether the label will stay as it is: observed, and where it waits, the window has
     closed.
     """
-    closed = {task: hours[:, 1] >= schema.waiting[task].within_hours for task, hours in batch.hours.items()}
-    return {task: known & closed[task] if task in closed else known for task, known in batch.observed.items()}
+    closed = {task: hours[:, 1] >= schema.waiting[task].within_hours for task, hours in rows.hours.items()}
+    return {task: known & closed[task] if task in closed else known for task, known in rows.observed.items()}
 
 
 def joined(one: Batch, two: Batch) -> Batch:

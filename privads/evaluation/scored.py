@@ -14,7 +14,7 @@ from privads.batch import Batch, Rows, padding, settled
 from privads.logs.logs import Logs
 from privads.logs.raw import Raw
 from privads.logs.schema import Numeric, Schema
-from privads.models.heads import head_of
+from privads.models.heads import head_of, prediction
 from privads.signals.query import check_categorical
 
 LARGEST = 40.0
@@ -68,7 +68,7 @@ class Scored:
             yield replace(raw, numbers=numbers, texts={name: raw.texts[name] for name in self.segments})
 
     def _log_odds(self, task: str, outputs: torch.Tensor) -> NDArray[np.float64]:
-        *_, probability = head_of(self.rows.schema.labels[task]).read(outputs.double()).values()
+        probability = prediction(head_of(self.rows.schema.labels[task]), outputs)
         return np.asarray(np.clip(torch.logit(probability).cpu().numpy(), -LARGEST, LARGEST))
 
 

@@ -102,33 +102,23 @@ def encode(batch: pa.RecordBatch, schema: Schema, *, raw: bool = False) -> Part:
 
     kept_numbers: dict[str, NDArray[np.float64]] = {}
     kept_texts: dict[str, Texts] = {}
-    dense = np.zeros((rows, 0 if raw else len(schema.numeric)), dtype=np.float32)
-    for position, (name, numeric) in enumerate(schema.numeric.items()):
+    for name, numeric in schema.numeric.items():
         values, bad = _numbers(batch[name])
         fits &= mark(name, bad)
-        low, high = numeric.range
-        if raw:
-            kept_numbers[name] = np.clip(values, low, high)
-        else:
-            dense[:, position] = log_scale(values, low=low, high=high)
+        kept_numbers[name] = np.clip(values, *numeric.range)
     times = np.full(rows, "NaT", dtype="datetime64[us]")
     if schema.time is not None:
         times, _ = _times(batch[schema.time], schema.time_format)
         fits &= mark(schema.time, np.isnat(times))
-    ids = np.zeros((rows, 0 if raw else len(schema.categorical)), dtype=np.int32)
-    for position, (name, categorical) in enumerate(schema.categorical.items()):
+    for name, categorical in schema.categorical.items():
         if categorical.part is None:
             codes, distinct = _dictionary(batch[name])
             texts, bad = _distinct_texts(distinct)
             fits &= mark(name, bad[codes])
         else:
             codes, texts = _time_parts(times, categorical.part)
-        if raw:
-            missing = np.array([one is None for one in texts])
-            kept_texts[name] = (np.where(missing[codes], MISSING, codes), list(texts))
-        else:
-            own = hash_buckets(texts, field=name, buckets=categorical.buckets)[codes]
-            ids[:, position] = schema.bucket_starts[position] + own
+        missing = np.array([one is None for one in texts])
+        kept_texts[name] = (np.where(missing[codes], MISSING, codes), list(texts))
     units = []
     for name in schema.unit:
         unit, bad = _texts(batch[name], exact=True)
@@ -141,6 +131,9 @@ def encode(batch: pa.RecordBatch, schema: Schema, *, raw: bool = False) -> Part:
             f"column {column!r}: {count} values do not fit the schema (the data are public, so this is an error)"
         )
     reference = {task: _numbers(batch[column])[0] for task, column in schema.reference.items()}
+    dense, ids = np.zeros((rows, 0), dtype=np.float32), np.zeros((rows, 0), dtype=np.int32)
+    if not raw:
+        dense, ids = read_columns(kept_numbers, kept_texts, schema, rows=rows)
     return Part(
         dense=dense,
         ids=ids,
@@ -151,9 +144,25 @@ def encode(batch: pa.RecordBatch, schema: Schema, *, raw: bool = False) -> Part:
         times=times,
         fits=fits,
         hours=hours,
-        numbers=kept_numbers,
-        texts=kept_texts,
+        numbers=kept_numbers if raw else {},
+        texts=kept_texts if raw else {},
     )
+
+
+def read_columns(
+    numbers: Mapping[str, NDArray[np.float64]], texts: Mapping[str, Texts], schema: Schema, *, rows: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Returns (dense (rows, numeric), ids (rows, categorical) in the fused table) as the schema itself reads them."""
+    dense = np.zeros((rows, len(schema.numeric)), dtype=np.float32)
+    for place, (name, numeric) in enumerate(schema.numeric.items()):
+        low, high = numeric.range
+        dense[:, place] = log_scale(numbers[name], low=low, high=high)
+    ids = np.zeros((rows, len(schema.categorical)), dtype=np.int32)
+    for place, (name, categorical) in enumerate(schema.categorical.items()):
+        codes, distinct = texts[name]  # a missing value's code points to the last text, which is None
+        own = hash_buckets(np.array(distinct, dtype=object), field=name, buckets=categorical.buckets)[codes]
+        ids[:, place] = schema.bucket_starts[place] + own
+    return dense, ids
 
 
 def as_batch(columns: Columns, row_numbers: NDArray[np.int64]) -> Batch:

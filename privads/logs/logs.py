@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from privads.batch import Batch
 from privads.logs.cache import CachedRows, cached, check_folder, check_kept
 from privads.logs.database import check_database
-from privads.logs.encode import Part, as_batch, encode, uniform_of_key, waited_hours
+from privads.logs.encode import Part, as_batch, encode, read_columns, uniform_of_key, waited_hours
 from privads.logs.labels import DelayedLabel
 from privads.logs.past import looking_back
-from privads.logs.raw import Raw, batch_of, own_reading, raw_rows
+from privads.logs.raw import Raw, batch_of, raw_rows
 from privads.logs.reader import LogError, check_columns, find_files, read_batches, telling_no_row
 from privads.logs.schema import Schema
 
@@ -172,7 +172,10 @@ class Logs:
     def judged(self) -> Iterator[tuple[Raw, Batch]]:
         """Yields the rows as the files have them, and as a model reads them, in their order. Reads the rows."""
         for raw in self.raw():
-            dense, ids = own_reading(raw, self.source) if self.features is None else self.features.transform(raw)
+            if self.features is None:
+                dense, ids = read_columns(raw.numbers, raw.texts, self.source, rows=raw.rows)
+            else:
+                dense, ids = self.features.transform(raw)
             yield raw, batch_of(raw, dense, ids)
 
     def _parts(self) -> Iterator[Part]:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from privads.batch import Batch
-from privads.features.stateless import hash_buckets, log_scale
+from privads.batch import Batch, settled
 from privads.logs.encode import Part, Texts, as_batch
 from privads.logs.past import Earlier, Past
 from privads.logs.schema import Schema
@@ -36,30 +35,15 @@ class Raw:
 
 def raw_rows(part: Part, schema: Schema) -> Raw:
     """Returns the rows of a part that was encoded with ``raw``."""
-    closed = {task: hours[:, 1] >= schema.waiting[task].within_hours for task, hours in part.hours.items()}
     return Raw(
         numbers=part.numbers,
         texts=part.texts,
         labels=part.labels,
-        observed={task: known & closed.get(task, True) for task, known in part.observed.items()},
+        observed=settled(part, schema),
         units=part.units,
         times=part.times,
         pasts=part.pasts,
     )
-
-
-def own_reading(raw: Raw, schema: Schema) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Returns (dense (rows, numeric), ids (rows, categorical) in the fused table) as the schema itself reads them."""
-    dense = np.zeros((raw.rows, len(schema.numeric)), dtype=np.float32)
-    for place, (name, numeric) in enumerate(schema.numeric.items()):
-        low, high = numeric.range
-        dense[:, place] = log_scale(raw.numbers[name], low=low, high=high)
-    ids = np.zeros((raw.rows, len(schema.categorical)), dtype=np.int32)
-    for place, (name, categorical) in enumerate(schema.categorical.items()):
-        codes, texts = raw.texts[name]  # a missing value's code points to the last text, which is None
-        own = hash_buckets(np.array(texts, dtype=object), field=name, buckets=categorical.buckets)[codes]
-        ids[:, place] = schema.bucket_starts[place] + own
-    return dense, ids
 
 
 def batch_of(raw: Raw, dense: NDArray[np.float32], ids: NDArray[np.int32]) -> Batch:

@@ -96,7 +96,7 @@ class Count:
         return {"mean": self.most * torch.sigmoid(self._logit(outputs))}
 
     def _logit(self, outputs: Tensor) -> Tensor:
-        return outputs + math.log(self.typical / (self.most - self.typical))
+        return outputs + logit_of(self.typical / self.most)
 
 
 @dataclass(frozen=True)
@@ -273,6 +273,12 @@ def head_of(label: Label) -> Head:
 def heads_of(schema: Schema) -> dict[str, Head]:
     """Returns {task: what its outputs mean}."""
     return {task: head_of(label) for task, label in schema.labels.items()}
+
+
+def prediction(head: Head, outputs: Tensor) -> Tensor:
+    """Returns (rows,) what is predicted, in float64: the last of a head's readings."""
+    *_, predicted = head.read(outputs.double()).values()
+    return predicted
 
 
 def rate_of(label: Label) -> float | None:

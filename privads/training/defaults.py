@@ -60,9 +60,11 @@ def steepness_of(train: Rows, plan: TrainPlan) -> float:
 
     Without a clip norm, rows whose gradients are summed make a unit's loss as many times as steep, and a label that is
     1 with rate r a row's ``4 r (1 - r)`` times: the mean rows of a unit times the largest of these over tasks, by the
-    first 65,536 rows. 1 with privacy, where clipping bounds the sum, and where the rows are not public.
+    first 65,536 rows. 1 with privacy, where clipping bounds the sum, where the rows are not public, and where
+    the step is stated.
     """
-    if plan.private or not train.schema.public or plan.records > 1 or plan.combined != "sum":
+    stated = plan.learning_rate is not None
+    if stated or plan.private or not train.schema.public or plan.records > 1 or plan.combined != "sum":
         return 1.0
     rows = np.bincount(train.units)
     if not len(rows):

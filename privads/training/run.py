@@ -30,7 +30,7 @@ from privads.evaluation.metrics import TaskMetrics, evaluate
 from privads.evaluation.values import ValueMetrics, evaluate_value
 from privads.features.pipeline import Features
 from privads.logs.schema import Schema
-from privads.models.heads import heads_of
+from privads.models.heads import heads_of, prediction
 from privads.training.assumptions import assumptions
 from privads.training.plan import TrainPlan
 from privads.training.resume import Resumption
@@ -368,8 +368,7 @@ def predict(model: nn.Module, rows: Rows) -> dict[str, NDArray[np.float64]]:
         for start in range(0, total, _CHUNK_ROWS):
             batch = rows.take(np.arange(start, min(start + _CHUNK_ROWS, total))).to(device)
             for task, outputs in model(batch).items():
-                *_, predicted = heads[task].read(outputs.double()).values()
-                chunks[task].append(predicted.cpu().numpy())
+                chunks[task].append(prediction(heads[task], outputs).cpu().numpy())
     return {task: np.concatenate(parts) if parts else np.zeros(0) for task, parts in chunks.items()}
 
 
