@@ -19,7 +19,7 @@ from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import build
 from privads.run_config import DataTable, PlanTable, RunConfig
-from privads.signals.table import Release
+from privads.signals.release import Release
 from privads.training import working
 from privads.training.checkpoint import check_writable
 from privads.training.fit import Checkpoint, Progress, fit

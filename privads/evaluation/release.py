@@ -26,7 +26,8 @@ from privads.evaluation.histogram import SCORE, HistogramMetrics, ScoreHistogram
 from privads.evaluation.scored import Scored, score_of, scored_schema, source_of
 from privads.logs.schema import Schema
 from privads.signals.query import Grid, Key, Query
-from privads.signals.table import NoisyTable, Release
+from privads.signals.release import Release
+from privads.signals.table import NoisyTable
 from privads.training.run import Run, check_same_data
 
 RELEASE_GRID = log_odds(bins=72)
@@ -103,8 +104,6 @@ class MetricsPlan:
         grid: Grid = RELEASE_GRID,
     ) -> MetricsPlan:
         """Returns the plan for rows whose files ``schema`` describes; see `release_metrics`."""
-        if type(rows_per_unit) is not int:
-            raise ValueError(f"rows_per_unit must be a whole number of at least 1, got {rows_per_unit!r}")
         chosen = tuple(schema.events if tasks is None else tasks)
         if not chosen:
             raise ValueError("metrics are released of labels of yes or no, and none is named or in the schema")
@@ -202,7 +201,7 @@ def histogram_of(
         grid=replace(grid, column=SCORE),
         positives=table.values["positives"][cells],
         negatives=table.values["negatives"][cells],
-        noise_std=table.noise_std,
+        noise_std=table.count_std,
         event=event,
         rows_per_unit=rows_per_unit,
     )

@@ -19,7 +19,8 @@ from privads.features.readings import Distribution, distribution, information
 from privads.features.transforms import grid_of
 from privads.logs.schema import Schema
 from privads.signals.query import Query, Source
-from privads.signals.table import NoisyTable, Release
+from privads.signals.release import Release
+from privads.signals.table import NoisyTable
 
 Z = 1.959964
 """Standard deviations of a normal within which it lies with probability 0.95."""
@@ -193,7 +194,7 @@ def _rate(table: NoisyTable, chosen: NDArray[np.bool_]) -> Estimate | None:
     if rows < 3 * table.rows_std * math.sqrt(cells):
         return None
     rate = min(max(positives / rows, 0.0), 1.0)
-    std = table.noise_std * math.sqrt(cells) * math.hypot(rate, 1 - rate) / rows
+    std = table.count_std * math.sqrt(cells) * math.hypot(rate, 1 - rate) / rows
     return _estimate(rate, std, least=0.0, most=1.0)
 
 
@@ -207,7 +208,7 @@ def _information(table: NoisyTable, groups: list[NDArray[np.bool_]]) -> Estimate
     positives, negatives = (
         np.array([float(table.values[measure][chosen].sum()) for chosen in groups]) for measure in table.query.measures
     )
-    noise_std = table.noise_std * np.sqrt([int(chosen.sum()) for chosen in groups])
+    noise_std = table.count_std * np.sqrt([int(chosen.sum()) for chosen in groups])
     value, std = information(positives, negatives, noise_std)
     return None if math.isnan(value) else _estimate(max(value, 0.0), std, least=0.0)
 

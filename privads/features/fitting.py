@@ -9,7 +9,7 @@ from privads.config import ConfigError
 from privads.features.pipeline import Features, fit_planned
 from privads.features.transforms import Pipeline
 from privads.signals.query import Source
-from privads.signals.table import Release
+from privads.signals.release import Release
 
 
 @dataclass(frozen=True, kw_only=True)

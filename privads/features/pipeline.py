@@ -23,7 +23,7 @@ from privads.logs.past import Past
 from privads.logs.raw import Raw, raw_rows
 from privads.logs.schema import Categorical, History, Numeric, Schema
 from privads.signals.query import Source
-from privads.signals.table import Release
+from privads.signals.release import Release
 
 
 class Cost(BaseModel):

@@ -104,7 +104,7 @@ def rates(table: NoisyTable) -> Rates:
     rates' variance without bias from noise, over the cells with n at least `LEAST_ROWS` standard deviations, and
     ``r = p + w d / n`` with ``w = t^2 / (t^2 + v / n^2)`` is the best linear guess of a rate (empirical Bayes).
     """
-    positives, negatives, s = table.values["positives"], table.values["negatives"], table.noise_std
+    positives, negatives, s = table.values["positives"], table.values["negatives"], table.count_std
     rows = np.maximum(table.rows, 1.0)
     enough = table.rows >= LEAST_ROWS * table.rows_std
     total = float(table.rows[enough].sum())

@@ -18,6 +18,8 @@ from privads.noise_tables import (
     half_gaussian,
     is_not_zero,
     laplace_distance,
+    rounded_gaussian_distance,
+    rounded_half_gaussian,
 )
 
 mpmath.mp.dps = 80
@@ -45,6 +47,15 @@ def test_the_gaussian_s_table_is_within_its_distance_of_the_law(noise_std: float
     table = half_gaussian(noise_std)
     assert distance(table, lambda k: (2 if k else 1) * weights[k] / total) <= table.distance
     assert gaussian_distance(noise_std) == table.distance < 2**-100
+
+
+@pytest.mark.parametrize("noise_std", [0.05, 0.3, 1.0, 3.999, 4.0, 17.0, 333.3])
+def test_the_rounded_gaussian_s_table_is_within_its_distance_of_the_law(noise_std: float) -> None:
+    width = mpmath.mpf(noise_std) * mpmath.sqrt(2)
+    above = [mpmath.erfc((k + mpmath.mpf(0.5)) / width) for k in range(int(25 * noise_std) + 9)]
+    table = rounded_half_gaussian(noise_std)
+    assert distance(table, lambda k: above[k - 1] - above[k] if k else 1 - above[0]) <= table.distance
+    assert rounded_gaussian_distance(noise_std) == table.distance < 2**-100
 
 
 @pytest.mark.parametrize("rate", [2.0, 0.3, 1 / 5000, 1 / 65536])
@@ -76,6 +87,10 @@ def gaussian(count: int, noise_std: float) -> NDArray[np.int64]:
     return Randomness().discrete_gaussian(count, noise_std=noise_std)
 
 
+def rounded(count: int, noise_std: float) -> NDArray[np.int64]:
+    return Randomness().rounded_gaussian(count, noise_std=noise_std)
+
+
 def laplace(count: int, scale: float) -> NDArray[np.int64]:
     return Randomness().discrete_laplace(count, scale=scale)
 
@@ -83,6 +98,10 @@ def laplace(count: int, scale: float) -> NDArray[np.int64]:
 def gaussian_law(z: NDArray[np.float64], noise_std: float) -> NDArray[np.float64]:
     weight = np.exp(-(z**2) / (2 * noise_std**2))
     return np.asarray(weight / weight.sum())
+
+
+def rounded_law(z: NDArray[np.float64], noise_std: float) -> NDArray[np.float64]:
+    return np.asarray(stats.norm.cdf((z + 0.5) / noise_std) - stats.norm.cdf((z - 0.5) / noise_std))
 
 
 def laplace_law(z: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
@@ -100,8 +119,10 @@ def has_law(drawn: NDArray[np.int64], law: NDArray[np.float64], reach: int) -> b
     return bool(statistic < stats.chi2.isf(ALPHA, used.sum() - 1)) and seen[~used].sum() < 20 + 6 * 20**0.5
 
 
-CASES = [(gaussian, gaussian_law, std) for std in (0.4, 1.0, 17.0, 2000.0)] + [
-    (laplace, laplace_law, scale) for scale in (0.4, 3.0, 5000.0, 65536.0)
+CASES = [
+    *((gaussian, gaussian_law, std) for std in (0.4, 1.0, 17.0, 2000.0)),
+    *((rounded, rounded_law, std) for std in (0.4, 1.0, 17.0, 2000.0)),
+    *((laplace, laplace_law, scale) for scale in (0.4, 3.0, 5000.0, 65536.0)),
 ]
 
 

@@ -84,7 +84,7 @@ def test_intervals_cover_what_would_have_been_counted(folder: Path, tmp_path: Pa
 def test_it_ranks_columns_by_what_they_tell(folder: Path) -> None:
     logs = Logs(folder / "log.parquet", folder / "ads.toml")
     public = Logs(folder / "log.parquet", logs.schema.model_copy(update={"public": True}))
-    found = Plan.of(public.schema, Budget(epsilon=50.0, delta=1e-6, unit="user"), rows_per_unit=8).run(
+    found = Plan.of(public.schema, Budget(epsilon=20.0, delta=1e-6, unit="user"), rows_per_unit=8).run(
         public, ledger=None
     )
     told = [column.information.value for column in found.columns if column.information is not None]

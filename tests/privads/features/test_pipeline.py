@@ -51,7 +51,7 @@ ALL = pa.Pipeline(
 
 @pytest.fixture
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Randomness, "normal", lambda self, count, *, noise_std: np.zeros(count))
+    monkeypatch.setattr(Randomness, "rounded_gaussian", lambda self, count, *, noise_std: np.zeros(count, np.int64))
 
 
 @pytest.fixture(scope="module")

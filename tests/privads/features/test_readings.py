@@ -7,25 +7,17 @@ from privads.features import readings
 from privads.features.readings import distribution, information, rates
 from privads.signals.query import Grid, Query
 from privads.signals.table import NoisyTable
-
-SITES = Query(by=("site",), label="click")
+from tests.privads.signals.samples import table
 
 
 def by_site(positives: np.ndarray, negatives: np.ndarray, noise_std: float) -> NoisyTable:
-    return NoisyTable(
-        query=SITES,
-        keys=tuple((f"s{i}",) for i in range(len(positives))),
-        values={"positives": positives, "negatives": negatives},
-        noise_std=noise_std,
-        threshold=None,
-    )
+    query = Query(by=("site",), label="click", keys=tuple((f"s{i}",) for i in range(len(positives))))
+    return table(query, {"positives": positives, "negatives": negatives}, noise_std)
 
 
 def by_grid(counts: np.ndarray, edges: np.ndarray, noise_std: float, missing: float = 0.0) -> NoisyTable:
     grid = Grid(column="bid", edges=tuple(edges.tolist()))
-    keys = (*((i,) for i in range(len(counts))), (None,))
-    values = {"rows": np.append(counts, missing)}
-    return NoisyTable(query=Query(by=(grid,)), keys=keys, values=values, noise_std=noise_std, threshold=None)
+    return table(Query(by=(grid,)), {"rows": np.append(counts, missing)}, noise_std)
 
 
 def test_without_noise_quantiles_and_moments_are_the_sample_s() -> None:

@@ -1,12 +1,17 @@
 """Made-up rows for tables: a source that counts how often it is read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from accounting import mechanisms
+from accounting.budget import Budget
 from privads.logs.raw import Raw
 from privads.logs.schema import Schema
+from privads.signals.bounds import Bounds
+from privads.signals.query import Query
+from privads.signals.table import NoisyTable, Terms
 
 RANGE = (0.0, 10.0)
 
@@ -61,6 +66,19 @@ class Made:
                 units=[np.array(self.users[part], dtype=object)],
                 times=np.full(size, "NaT", dtype="datetime64[us]"),
             )
+
+
+def table(query: Query, values: Mapping[str, np.ndarray], noise_std: float) -> NoisyTable:
+    """A noisy table as a release would make it, of values that were drawn elsewhere."""
+    budget = Budget(epsilon=1.0, delta=1e-6, unit="user")
+    event = mechanisms.gaussian(noise_multiplier=4.22)
+    return NoisyTable(
+        query=query,
+        values=values,
+        noise_std={measure: np.full(len(value), noise_std) for measure, value in values.items()},
+        terms=Terms(dataset="made-up", event=event, budget=budget, bounds=Bounds(), law="gaussian"),
+        listed=query.keys,
+    )
 
 
 def coded(values: Sequence[str | None]) -> tuple[np.ndarray, list[str | None]]:

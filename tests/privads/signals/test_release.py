@@ -16,10 +16,15 @@ from privads.logs import database
 from privads.logs.reader import LogError
 from privads.logs.schema import History, Numeric
 from privads.noise import Randomness
-from privads.signals import table
+from privads.signals import release as release_module
+from privads.signals.bounds import Bounds
 from privads.signals.query import Grid, Query
-from privads.signals.table import NoisyTable, Release, selection_threshold
+from privads.signals.release import Release, selection_threshold
+from privads.signals.table import NoisyTable
 from tests.privads.signals.samples import Made, facts
+
+DRAWING = (1 + np.e) * 2.0**-64
+"""What 2^36 draws cost, each within 2^-100 of the law, at epsilon 1: `(1 + exp(epsilon)) draws distance`."""
 
 BUDGET = Budget(epsilon=1.0, delta=1e-6, unit="user")
 SITES = Query(by=("site",), label="click")
@@ -28,7 +33,9 @@ BIDS = Query(by=(Grid(column="bid", edges=(0.0, 1.0, 5.0, 10.0)),))
 
 @pytest.fixture
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Randomness, "normal", lambda self, count, *, noise_std: np.zeros(count))
+    monkeypatch.setattr(
+        Randomness, "rounded_gaussian", lambda self, count, *, noise_std: np.zeros(count, dtype=np.int64)
+    )
 
 
 def many(rows: int = 400, users: int = 40, seed: int = 0) -> Made:
@@ -52,7 +59,7 @@ def cells(found: NoisyTable, measure: str) -> dict[tuple[str | int | None, ...],
 
 @pytest.mark.usefixtures("no_noise")
 def test_without_noise_every_cell_is_the_count_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "selection_threshold", lambda **_: 0.5)
+    monkeypatch.setattr(release_module, "selection_threshold", lambda **_: -1.0)
     source, both = many(), Query(by=("site", "size"))
     sites, bids, crossed = released(source, SITES, BIDS, both, rows=400)
     rows = list(zip(source.sites, source.sizes or [], source.clicks, source.bids or [], strict=True))
@@ -88,7 +95,7 @@ def test_one_unit_changes_a_table_by_at_most_its_bound(
     rows: int, sites: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others have one row each, so that what they bring is the same with and without the heavy unit."""
-    monkeypatch.setattr(table, "selection_threshold", lambda **_: 0.5)
+    monkeypatch.setattr(release_module, "selection_threshold", lambda **_: -1.0)
     users, others = [f"u{i}" for i in range(60)], ["a", "b", None] * 20
     without = Made(users=users, sites=others, clicks=[0] * 60)
     heavy = [*users, *["heavy"] * len(sites)]
@@ -118,7 +125,7 @@ def test_the_bound_on_rows_is_what_keeps_the_sensitivity(monkeypatch: pytest.Mon
     query = Query(by=("site",), keys=(("a",),))
     source = Made(users=["heavy"] * 50, sites=["a"] * 50, clicks=[1] * 50)
     assert released(source, query, rows=2)[0].rows.tolist() == [2.0]
-    monkeypatch.setattr(table, "_owners", lambda schema, unit: 0)
+    monkeypatch.setattr(release_module, "_owners", lambda schema, unit: 0)
     assert released(source, query, rows=2)[0].rows.tolist() == [50.0]
 
 
@@ -128,10 +135,11 @@ def test_the_noise_has_the_stated_deviation(rows: int) -> None:
     grid = Grid(column="bid", edges=tuple(np.linspace(0, 10, 12_000).tolist()))
     release = Release.of([Query(by=(grid,)), SITES], BUDGET, rows_per_unit=rows)
     (found, _) = release.run(Made(users=[], sites=[], clicks=[]), ledger=None, purpose="test").tables
-    assert found.noise_std == release.noise_multiplier * rows
+    assert found.count_std == release.noise_std
+    assert release.noise_std == pytest.approx(release.noise_multiplier * np.sqrt(2) * rows, rel=1e-12)  # two tables
 
     def within(values: np.ndarray) -> bool:
-        total = float(np.square(values / found.noise_std).sum())
+        total = float(np.square(values / found.count_std).sum())
         return bool(chi2.ppf(5e-7, len(values)) < total < chi2.isf(5e-7, len(values)))
 
     assert within(found.values["rows"])
@@ -141,23 +149,26 @@ def test_the_noise_has_the_stated_deviation(rows: int) -> None:
 
 def test_the_release_is_the_gaussians_of_its_tables_and_the_price_of_finding_keys() -> None:
     release = Release.of([SITES, BIDS], BUDGET, rows_per_unit=3)
-    z = release.noise_multiplier
+    z = release.noise_multiplier / np.sqrt(0.5)
     parts = mechanisms.parts(release.event)
     assert parts == mechanisms.parts(
         mechanisms.composed(
             mechanisms.gaussian(noise_multiplier=z),
             mechanisms.gaussian(noise_multiplier=z),
-            mechanisms.approximate_dp(epsilon=0.0, delta=1e-7),
+            mechanisms.approximate_dp(epsilon=0.0, delta=1e-7 + DRAWING),
         )
     )
     assert 0.999 < release.spent.upper <= 1.0
     declared = Release.of([BIDS], BUDGET, rows_per_unit=1)
-    assert mechanisms.parts(declared.event) == [(mechanisms.gaussian(noise_multiplier=declared.noise_multiplier), 1)]
+    assert dict(mechanisms.parts(declared.event)) == {
+        mechanisms.gaussian(noise_multiplier=declared.noise_multiplier): 1,
+        mechanisms.approximate_dp(epsilon=0.0, delta=DRAWING): 1,
+    }
 
 
 def test_a_threshold_for_single_rows_is_the_normal_s_quantile() -> None:
     for noise_std, delta in itertools.product((0.5, 3.0, 60.0), (1e-5, 1e-9)):
-        found = selection_threshold(noise_std=noise_std, rows_per_unit=1, delta=delta)
+        found = selection_threshold(noise_std=noise_std, bounds=Bounds(), delta=delta)
         assert found == pytest.approx(1 + noise_std * norm.isf(delta), rel=1e-9)
 
 
@@ -165,7 +176,7 @@ def test_a_threshold_for_single_rows_is_the_normal_s_quantile() -> None:
 @pytest.mark.parametrize("noise_std", [0.3, 2.0, 30.0])
 def test_a_threshold_hides_every_way_to_spread_rows_over_own_keys(rows: int, noise_std: float) -> None:
     delta = 1e-6
-    found = selection_threshold(noise_std=noise_std, rows_per_unit=rows, delta=delta)
+    found = selection_threshold(noise_std=noise_std, bounds=Bounds(rows=rows), delta=delta)
     shown = [1 - np.prod(norm.cdf((found - np.array(counts)) / noise_std)) for counts in partitions(rows)]
     assert max(shown) <= delta * (1 + 1e-6)
     assert max(shown) >= delta * 0.99  # and no more is hidden than needed
