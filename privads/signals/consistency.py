@@ -54,7 +54,8 @@ def consistent(tables: Sequence[NoisyTable]) -> tuple[NoisyTable, ...]:
             values[place][measure] = _transposed(total, parts, table.query.by).reshape(-1)
             stds[place][measure] = np.full(total.size, variance**0.5)
     return tuple(
-        replace(table, values=own, noise_std=std) for table, own, std in zip(tables, values, stds, strict=True)
+        replace(table, values=own, noise_std=std, combined=True)
+        for table, own, std in zip(tables, values, stds, strict=True)
     )
 
 
@@ -112,7 +113,8 @@ def consistent_grids(tables: Sequence[NoisyTable]) -> tuple[NoisyTable, ...]:
             values[place][measure] = np.append(found[place], missing / sum(weights))
             stds[place][measure] = np.sqrt(np.append(spread[place], 1.0 / sum(weights)))
     return tuple(
-        replace(table, values=one, noise_std=std) for table, one, std in zip(tables, values, stds, strict=True)
+        replace(table, values=one, noise_std=std, combined=True)
+        for table, one, std in zip(tables, values, stds, strict=True)
     )
 
 

@@ -185,7 +185,8 @@ class Query:
             raise ValueError("keys name a cell twice: its count would be shown with two noises, and paid for once")
         if len(set(self.sums)) < len(self.sums) or len({one.name for one in self.sums}) < len(self.sums):
             raise ValueError("a table has one sum of each column")
-        if not self.counts and (not self.sums or self.declared is None or self.label is not None):
+        found = self.keys is None and not self.dense
+        if not self.counts and (not self.sums or found or self.label is not None):
             raise ValueError("a table without counts needs sums, cells that are declared, and no label")
         if self.dense and self.cells > MOST_CELLS:
             raise ValueError(f"a table of {self.cells:,} cells is too large: at most {MOST_CELLS:,}")

@@ -20,7 +20,7 @@ Law = Literal["gaussian", "discrete-gaussian", "discrete-laplace"]
 """Of noise on whole numbers: a normal number rounded, or a law on whole numbers itself."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """What a release was, as each of its tables carries it. Public facts only.
 
@@ -41,7 +41,8 @@ class Terms:
 class NoisyTable:
     """Noisy numbers by key. values: per measure (cells,), a sum's in whole steps. noise_std: per measure (cells,).
     listed: the keys of the cells, None where they are all of public places. threshold: of the noisy number of rows,
-    under which a cell whose key was found in the log is not shown; None where keys were declared.
+    under which a cell whose key was found in the log is not shown; None where keys were declared. combined: several
+    tables were put together (`consistency`), so that the noise is less than the event's, and cells share it.
 
     Anything computed from it is free: the release has paid. `negative` values are left as they are, since cutting them
     off would bias every sum.
@@ -53,6 +54,7 @@ class NoisyTable:
     terms: Terms
     listed: tuple[Key, ...] | None = None
     threshold: float | None = None
+    combined: bool = False
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:

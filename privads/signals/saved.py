@@ -1,0 +1,319 @@
+"""Noisy tables as Parquet files that carry what they are: query, noise, event, budget and the ledger's entry.
+
+A file has a column for each part of the key ("by site": a found value, or the number of a public place), one for each
+measure, and where the noise is not the same in all cells "std of" each. What is read back is checked as if it came from
+a stranger: a table without its facts, with another number of cells, or whose noise is not that of its event is refused.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dp_accounting import dp_event
+from pydantic import Field, model_validator
+
+from accounting import accountant, mechanisms
+from accounting.budget import Budget, Neighbors
+from privads.config import ConfigError, parse_model
+from privads.logs.labels import Facts
+from privads.signals.bounds import Bounds
+from privads.signals.query import Floats, Grid, Key, OneOf, Part, Query, Sum
+from privads.signals.table import Law, NoisyTable, Terms, sensitivities
+
+METADATA = b"privads.noisy_table"
+"""The key of the facts in a file's metadata."""
+
+CLOSE = 1e-9
+"""Relative: noise and event are both written in full."""
+
+
+class _Part(Facts):
+    """A part of a key: with edges a grid, with values one of these, else what is found."""
+
+    column: str
+    edges: tuple[float, ...] | None = None
+    values: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, part: Part) -> Self:
+        if isinstance(part, str):
+            return cls(column=part)
+        return cls(column=part.column, edges=getattr(part, "edges", None), values=getattr(part, "values", None))
+
+    @property
+    def part(self) -> Part:
+        if self.edges is not None:
+            return Grid(column=self.column, edges=self.edges)
+        return self.column if self.values is None else OneOf(column=self.column, values=self.values)
+
+
+class _Sum(Facts):
+    column: str
+    most: float
+    step: float
+    most_of_unit: float | None = None
+
+
+class _Budget(Facts):
+    epsilon: float
+    delta: float
+    unit: str
+    neighbors: Neighbors
+
+
+class _Bounds(Facts):
+    rows: int
+    rows_per_key: int | None = None
+    keys: int | None = None
+
+
+class _Table(Facts):
+    """The facts of one file. listed: the keys were declared one by one."""
+
+    format: Literal[1]
+    dataset: str
+    by: tuple[_Part, ...]
+    label: str | None
+    sums: tuple[_Sum, ...] = ()
+    counts: bool = True
+    listed: bool = False
+    threshold: float | None = None
+    combined: bool = False
+    noise_std: dict[str, float] | None = Field(description="per measure; None: a column of each has it")
+    law: Law
+    event: str
+    budget: _Budget
+    bounds: _Bounds
+    entry: str | None = None
+
+    @model_validator(mode="after")
+    def _noise_is_positive(self) -> Self:
+        if self.noise_std is not None and not all(0 < one < math.inf for one in self.noise_std.values()):
+            raise ValueError("noise_std must be positive and finite")
+        return self
+
+    def query(self, keys: tuple[Key, ...] | None) -> Query:
+        sums = tuple(Sum(**one.model_dump()) for one in self.sums)
+        by = tuple(one.part for one in self.by)
+        return Query(by=by, label=self.label, sums=sums, counts=self.counts, keys=keys if self.listed else None)
+
+    def terms(self, event: dp_event.DpEvent) -> Terms:
+        return Terms(
+            dataset=self.dataset,
+            event=event,
+            budget=Budget(**self.budget.model_dump()),
+            bounds=Bounds(**self.bounds.model_dump()),
+            law=self.law,
+            entry=self.entry,
+        )
+
+
+def save_table(table: NoisyTable, file: Path) -> None:
+    """Write the table; the file must not exist, and appears whole or not at all."""
+    query, terms, budget = table.query, table.terms, table.terms.budget
+    alike = all(len(std) == 0 or std.min() == std.max() for std in table.noise_std.values())
+    facts = _Table(
+        format=1,
+        dataset=terms.dataset,
+        by=tuple(_Part.of(one) for one in query.by),
+        label=query.label,
+        sums=tuple(
+            _Sum(column=one.column, most=one.most, step=one.step, most_of_unit=one.most_of_unit) for one in query.sums
+        ),
+        counts=query.counts,
+        listed=query.keys is not None,
+        threshold=table.threshold,
+        combined=table.combined,
+        noise_std={name: float(std.max()) for name, std in table.noise_std.items()} if alike else None,
+        law=terms.law,
+        event=mechanisms.to_json(terms.event),
+        budget=_Budget(epsilon=budget.epsilon, delta=budget.delta, unit=budget.unit, neighbors=budget.neighbors),
+        bounds=_Bounds(rows=terms.bounds.rows, rows_per_key=terms.bounds.rows_per_key, keys=terms.bounds.keys),
+        entry=terms.entry,
+    )
+    columns: dict[str, pa.Array] = dict(_key_columns(table))
+    columns |= {name: pa.array(table.values[name]) for name in query.measures}
+    if not alike:
+        columns |= {f"std of {name}": pa.array(np.asarray(table.noise_std[name])) for name in query.measures}
+    whole = pa.table(columns).replace_schema_metadata({METADATA: facts.model_dump_json().encode()})
+    if file.exists():
+        raise ConfigError(f"{file} exists already: choose another place, or remove it")
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    pq.write_table(whole, draft)
+    draft.replace(file)
+
+
+def load_table(file: Path) -> NoisyTable:
+    """Returns the table in ``file``; raises `ConfigError`, one line, where it is not what `save_table` writes."""
+    try:
+        return _loaded(file)
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError, pa.ArrowException) as error:
+        raise ConfigError(f"{file}: {_short(error)}") from None
+
+
+def save_tables(tables: Sequence[NoisyTable], folder: Path) -> None:
+    """Write a release's tables to a new folder, each to a file named by its number and what it is by."""
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already: choose another place, or remove it")
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    draft.mkdir(parents=True)
+    try:
+        for number, table in enumerate(tables):
+            save_table(table, draft / f"{number:03}-{_name(table.query)}.parquet")
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def load_tables(place: Path) -> tuple[NoisyTable, ...]:
+    """Returns the tables in a folder that `save_tables` wrote, in their order, or the one of a file."""
+    if not place.exists():
+        raise ConfigError(f"there is no file or folder {place}")
+    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    if not files:
+        raise ConfigError(f"folder {place} holds no table (.parquet)")
+    return tuple(load_table(file) for file in files)
+
+
+def _loaded(file: Path) -> NoisyTable:
+    if not file.is_file():
+        raise ConfigError(f"there is no file {file}")
+    stored = pq.read_table(file)
+    written = (stored.schema.metadata or {}).get(METADATA)
+    if written is None:
+        raise ConfigError(f"{file} is no noisy table: what its noise is and what it cost is not written in it")
+    facts = parse_model(_Table, json.loads(written), source=f"{file}: what is written of this table")
+    values = {name: _numbers(stored, name) for name in facts.query(()).measures}
+    keys = _keys(stored, facts)
+    query = facts.query(keys)
+    if query.dense and stored.num_rows != query.cells:
+        raise ValueError(f"the table has {stored.num_rows} cells, and its public places make {query.cells}")
+    if facts.noise_std is None:
+        noise = {name: _numbers(stored, f"std of {name}") for name in query.measures}
+    else:
+        noise = {name: np.broadcast_to(facts.noise_std[name], stored.num_rows) for name in query.measures}
+    if any(len(std) and not std.min() > 0 for std in noise.values()):
+        raise ValueError("noise_std must be positive")
+    event = mechanisms.from_json(facts.event)
+    table = NoisyTable(
+        query=query,
+        values=values,
+        noise_std=noise,
+        terms=facts.terms(event),
+        listed=None if query.dense else keys,
+        threshold=facts.threshold,
+        combined=facts.combined,
+    )
+    _check_noise(table)
+    return table
+
+
+def _key_columns(table: NoisyTable) -> list[tuple[str, pa.Array]]:
+    query = table.query
+    if table.listed is None:
+        places = np.unravel_index(np.arange(query.cells), query.shape) if query.by else ()
+        return [(_by(query, i), pa.array(one.astype(np.int32))) for i, one in enumerate(places)]
+    columns = []
+    for i, part in enumerate(query.by):
+        own = [key[i] for key in table.listed]
+        if isinstance(part, str):
+            columns.append((_by(query, i), pa.array(own, type=pa.string())))
+        else:
+            names = {name: place for place, name in enumerate(part.names)}
+            columns.append((_by(query, i), pa.array([names[one] for one in own], type=pa.int32())))
+    return columns
+
+
+def _keys(stored: pa.Table, facts: _Table) -> tuple[Key, ...]:
+    """Returns the keys of a table that lists them; of one with all cells only checks that they are in order."""
+    query = facts.query(())
+    columns: list[list[str | int | None]] = []
+    for i, part in enumerate(query.by):
+        column = stored.column(_by(query, i))
+        if isinstance(part, str):
+            if not (pa.types.is_string(column.type) or pa.types.is_null(column.type)):
+                raise ValueError(f"column {_by(query, i)!r} must be text")
+            columns.append(column.to_pylist())
+            continue
+        places = _numbers(stored, _by(query, i)).astype(np.int64)
+        if len(places) and not (places.min() >= 0 and places.max() < len(part.names)):
+            raise ValueError(f"column {_by(query, i)!r} has a place that there is not")
+        if not facts.listed and query.by and not any(isinstance(one, str) for one in query.by):
+            shape = tuple(len(one.names) for one in query.by if not isinstance(one, str))
+            expected = np.unravel_index(np.arange(math.prod(shape)), shape)[i]
+            if not np.array_equal(places, expected):
+                raise ValueError("the cells are not in the order of their places, or some are missing")
+        else:
+            columns.append([part.names[place] for place in places])
+    keys = tuple(zip(*columns, strict=True)) if columns else ()
+    if len(set(keys)) < len(keys):
+        raise ValueError("a key comes twice")
+    return keys
+
+
+def _check_noise(table: NoisyTable) -> None:
+    """Refuse a table whose noise is not the one that its event accounts, or whose event costs more than it says."""
+    terms, query = table.terms, table.query
+    budget = terms.budget
+    spent = accountant.epsilon(terms.event, delta=budget.delta, neighbors=budget.neighbors).upper
+    if not spent <= budget.epsilon * (1 + 1e-6):
+        raise ValueError(f"the event costs epsilon {spent:.4g}, and the table says {budget}")
+    moves = sensitivities(query, terms.bounds)
+    first = [query.counted[0]] if query.counts else []
+    made = [*first, *(one.name for one in query.sums)]
+    parts = mechanisms.parts(terms.event)
+    if terms.law == "gaussian":
+        multipliers = [one.noise_multiplier for one, _ in parts if isinstance(one, dp_event.GaussianDpEvent)]
+    elif terms.law == "discrete-gaussian":
+        rho = sum(one.rho * count for one, count in parts if isinstance(one, dp_event.ZCDpEvent))
+        multipliers = [math.sqrt(0.5 / rho)] if rho > 0 else []
+    else:
+        return
+    if not multipliers:
+        raise ValueError(f"the event is not of {terms.law} noise, which the table says it has")
+    for name, moved in zip(made, moves, strict=True):
+        stds = table.noise_std[name]
+        accounted = [one * moved for one in multipliers]
+        if table.combined:
+            if len(stds) and float(stds.max()) > max(accounted) * (1 + CLOSE):
+                raise ValueError(f"the noise of {name!r} is more than its event is of ({max(accounted):.6g})")
+        elif not all(any(math.isclose(std, one, rel_tol=CLOSE) for one in accounted) for std in np.unique(stds)):
+            asked = f"{min(accounted):.6g} to {max(accounted):.6g}"
+            raise ValueError(f"the noise of {name!r} is {stds.min():.6g}, and its event is of other noise: {asked}")
+
+
+def _numbers(stored: pa.Table, name: str) -> Floats:
+    if name not in stored.column_names:
+        raise ValueError(f"there is no column {name!r}")
+    column = stored.column(name)
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)) or column.null_count:
+        raise ValueError(f"column {name!r} must be numbers, with none missing")
+    values = column.to_numpy().astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"column {name!r} must be finite")
+    return np.asarray(values)
+
+
+def _by(query: Query, place: int) -> str:
+    part = query.by[place]
+    column = part if isinstance(part, str) else part.column
+    return f"by {column}" if place == 0 else f"by {column} ({place + 1})"
+
+
+def _name(query: Query) -> str:
+    columns = [part if isinstance(part, str) else part.column for part in query.by]
+    return "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", one)[:40] for one in columns) or "all"
+
+
+def _short(error: Any) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
