@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from click import ClickException, UsageError
 
-from privads import cli_budget, cli_calibrate, cli_evaluate, cli_explore
+from privads import cli_budget, cli_calibrate, cli_evaluate, cli_explore, cli_release
 from privads.cli_budget import Json
 
 app = typer.Typer(
@@ -156,6 +156,7 @@ def convert(
 
 
 app.command("explore")(cli_explore.explore)
+app.command("release")(cli_release.release)
 app.command("evaluate")(cli_evaluate.evaluate)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.add_typer(cli_budget.app, name="budget")

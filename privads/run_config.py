@@ -113,6 +113,51 @@ class EvaluationTable(_Table):
     calibration: Literal["platt", "isotonic"] | None = None
 
 
+class SumTable(_Table):
+    """A sum of a column's or a label's values, as `privads.signals.query.Sum` has it."""
+
+    column: str
+    most: float = 1.0
+    step: float = 1.0
+    most_of_unit: float | None = None
+
+
+class NoisyTableTable(_Table):
+    """One table of a release: its columns, and what is counted where that is not as in `[release]`."""
+
+    by: list[str]
+    label: str | None = None
+    sums: list[SumTable] | None = None
+    counts: bool | None = None
+
+
+class ReleaseTable(_Table):
+    """Noisy tables of the rows (`privads release`), and what making them may cost.
+
+    columns: a table by each, with pairs one by each pair too. values, edges: the public places of columns; a category
+    without values has those found in the log, a number without edges ``cells`` places over its range. label, sums,
+    counts: what is counted. tables: more of them, one by one. consistent: make them agree, at no cost.
+    """
+
+    epsilon: float | None = None
+    delta: float | None = None
+    rows_per_unit: int = Field(default=1, gt=0)
+    rows_per_key: int | None = Field(default=None, gt=0)
+    keys_per_unit: int | None = Field(default=None, gt=0)
+    columns: list[str] = []
+    pairs: bool = False
+    values: dict[str, list[str]] = {}
+    edges: dict[str, list[float]] = {}
+    cells: int = Field(default=16, ge=1, le=1000)
+    label: str | None = None
+    sums: list[SumTable] = []
+    counts: bool = True
+    tables: list[NoisyTableTable] = []
+    consistent: bool = False
+    backend: Literal["table", "opendp"] = "table"
+    out: str | None = None
+
+
 class RunTable(_Table):
     """Where the run folder and a working checkpoint go, the run it starts from, and seeds."""
 
@@ -139,6 +184,7 @@ class RunConfig(_Table):
     model: ModelTable = ModelTable()
     features: FeaturesTable | None = None
     evaluation: EvaluationTable | None = None
+    release: ReleaseTable | None = None
     ledger: LedgerTable | None = None
     run: RunTable = RunTable()
 
@@ -175,9 +221,10 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(run, dict):
         paths = {key: str(folder / run[key]) for key in ("start", "checkpoint", "out") if isinstance(run.get(key), str)}
         result["run"] = {**run, **paths}
-    features = result.get("features")
-    if isinstance(features, dict) and isinstance(features.get("file"), str):
-        result["features"] = {**features, "file": str(folder / features["file"])}
+    for name, key in (("features", "file"), ("release", "out")):
+        table = result.get(name)
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            result[name] = {**table, key: str(folder / table[key])}
     ledger = result.get("ledger")
     if isinstance(ledger, dict) and isinstance(ledger.get("url"), str) and ledger["url"].startswith(SQLITE):
         result["ledger"] = {**ledger, "url": f"{SQLITE}{folder / ledger['url'].removeprefix(SQLITE)}"}

@@ -16,9 +16,9 @@ from accounting.budget import Budget
 from accounting.ledger import Ledger
 from accounting.report.phrase import bound
 from privads.features.readings import Distribution, distribution, information
-from privads.features.transforms import grid_of
+from privads.features.transforms import CELLS
 from privads.logs.schema import Schema
-from privads.signals.query import Query, Source
+from privads.signals.query import Query, Source, grid_of
 from privads.signals.release import Release
 from privads.signals.table import NoisyTable
 
@@ -94,7 +94,7 @@ class Plan:
         """Returns the plan: a table of all rows, and for each column one by value and label."""
         label = next(iter(schema.events), schema.tasks[0]) if label is None else label
         queries = [Query(by=(), label=label)]
-        queries += [Query(by=(grid_of(schema, name),), label=label) for name in schema.numeric]
+        queries += [Query(by=(grid_of(schema, name, cells=CELLS),), label=label) for name in schema.numeric]
         queries += [Query(by=(name,), label=label) for name in schema.categorical]
         return cls(schema=schema, label=label, release=Release.of(queries, budget, rows_per_unit=rows_per_unit))
 

@@ -15,7 +15,7 @@ from accounting.budget import PrivacyUnit
 from privads.features import fitted, readings
 from privads.logs.past import Past
 from privads.logs.schema import Schema
-from privads.signals.query import Grid, Query, check_categorical, check_numeric
+from privads.signals.query import Query, check_categorical, check_numeric, grid_of
 from privads.signals.table import NoisyTable
 
 Tables = Mapping[Query, NoisyTable]
@@ -302,19 +302,8 @@ class Pipeline(_Transform):
                 )
 
 
-def grid_of(schema: Schema, column: str) -> Grid:
-    """Returns the grid of `CELLS` cells over a number's public range, even on the scale of sign(x) log(1 + abs(x))."""
-    check_numeric(schema, column)
-    low, high = schema.numeric[column].range
-    ends = np.sign([low, high]) * np.log1p(np.abs([low, high]))
-    even = np.linspace(ends[0], ends[1], CELLS + 1)
-    edges = np.sign(even) * np.expm1(np.abs(even))
-    edges[0], edges[-1] = low, high
-    return Grid(column=column, edges=tuple(np.unique(edges).tolist()))
-
-
 def _grid_query(schema: Schema, column: str, label: str | None) -> Query:
-    return Query(by=(grid_of(schema, column),), label=label)
+    return Query(by=(grid_of(schema, column, cells=CELLS),), label=label)
 
 
 def _distribution(schema: Schema, column: str, label: str | None, tables: Tables) -> readings.Distribution:

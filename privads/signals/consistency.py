@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from privads.signals.query import Floats, Grid, Part
+from privads.signals.query import Floats, Grid, Part, Query
 from privads.signals.table import NoisyTable
 
 
@@ -143,15 +143,21 @@ def _tree(
     return found, spread
 
 
-def _check(tables: Sequence[NoisyTable]) -> None:
-    if len(tables) < 2:
+def check_consistent(queries: Sequence[Query]) -> None:
+    """Refuse tables that `consistent` cannot put together, before they are paid for."""
+    if len(queries) < 2:
         raise ValueError("consistency needs at least two tables")
-    sets = {frozenset(table.query.by) for table in tables}
-    if len(sets) < len(tables) or len({table.query.measures for table in tables}) > 1:
-        raise ValueError("tables must be by different parts, and have the same measures")
+    sets = {frozenset(query.by) for query in queries}
+    if len(sets) < len(queries) or len({(query.measures, query.sums) for query in queries}) > 1:
+        raise ValueError("consistent tables must be by different parts, and have the same measures")
+    for query in queries:
+        if not query.dense or len(set(query.by)) < len(query.by):
+            raise ValueError("consistent tables must be by public places, each once, and have all their cells")
+
+
+def _check(tables: Sequence[NoisyTable]) -> None:
+    check_consistent([table.query for table in tables])
     for table in tables:
-        if not table.query.dense or len(set(table.query.by)) < len(table.query.by):
-            raise ValueError("tables must be by public places, each once, and have all their cells")
         for std in table.noise_std.values():
             if std.min() != std.max():
                 raise ValueError("the cells of a table must have the same noise")

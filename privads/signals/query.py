@@ -239,6 +239,17 @@ class Query:
                 check_numeric(schema, added.column)
 
 
+def grid_of(schema: Schema, column: str, *, cells: int) -> Grid:
+    """Returns the grid of so many cells over a number's public range, even on the scale of sign(x) log(1 + abs(x))."""
+    check_numeric(schema, column)
+    low, high = schema.numeric[column].range
+    ends = np.sign([low, high]) * np.log1p(np.abs([low, high]))
+    even = np.linspace(ends[0], ends[1], cells + 1)
+    edges = np.sign(even) * np.expm1(np.abs(even))
+    edges[0], edges[-1] = low, high
+    return Grid(column=column, edges=tuple(np.unique(edges).tolist()))
+
+
 def singles_and_pairs(
     parts: Sequence[Part], *, label: str | None = None, sums: tuple[Sum, ...] = (), counts: bool = True
 ) -> list[Query]:

@@ -1,0 +1,85 @@
+"""`[release]` of run.toml as a `Release`: from public facts only, nothing is read."""
+
+from collections.abc import Iterable
+
+from accounting.budget import Budget
+from privads.config import ConfigError
+from privads.logs.schema import Schema
+from privads.run_config import PlanTable, ReleaseTable, SumTable
+from privads.signals.query import (
+    Grid,
+    OneOf,
+    Part,
+    Query,
+    Sum,
+    check_categorical,
+    check_numeric,
+    grid_of,
+    singles_and_pairs,
+)
+from privads.signals.release import Release
+
+
+def plan_release(table: ReleaseTable, plan: PlanTable, schema: Schema) -> Release:
+    """Returns what ``[release]`` asks for; its budget is ``[plan]``'s where it states none."""
+    epsilon = plan.epsilon if table.epsilon is None else table.epsilon
+    delta = plan.delta if table.delta is None else table.delta
+    if epsilon is None or delta is None:
+        raise ConfigError("a privacy budget has no default: state release.epsilon and release.delta")
+    queries = _queries(table, schema)
+    if not queries:
+        raise ConfigError("nothing to release: name release.columns, or release.tables")
+    for query in queries:
+        query.check(schema)
+    return Release.of(
+        queries,
+        Budget(epsilon=epsilon, delta=delta, unit=plan.unit),
+        rows_per_unit=table.rows_per_unit,
+        rows_per_key=table.rows_per_key,
+        keys_per_unit=table.keys_per_unit,
+        backend=table.backend,
+    )
+
+
+def _queries(table: ReleaseTable, schema: Schema) -> list[Query]:
+    for column in {*table.values, *table.edges} - {*table.columns, *(name for one in table.tables for name in one.by)}:
+        raise ConfigError(f"release states places of {column!r}, and no table is by it")
+    parts = [_part(table, schema, column) for column in table.columns]
+    sums = _sums(table.sums)
+    made = singles_and_pairs(parts, label=table.label, sums=sums, counts=table.counts)
+    queries = made if table.pairs else made[: len(parts)]
+    for one in table.tables:
+        queries.append(
+            Query(
+                by=tuple(_part(table, schema, column) for column in one.by),
+                label=table.label if one.label is None else one.label,
+                sums=sums if one.sums is None else _sums(one.sums),
+                counts=table.counts if one.counts is None else one.counts,
+            )
+        )
+    twice = next((query for place, query in enumerate(queries) if query in queries[:place]), None)
+    if twice is not None:
+        raise ConfigError(f"release asks for the table by {', '.join(_columns(twice)) or 'nothing'} twice")
+    return queries
+
+
+def _part(table: ReleaseTable, schema: Schema, column: str) -> Part:
+    if column in schema.numeric:
+        if column in table.values:
+            raise ConfigError(f"{column!r} is a number: state release.edges, not values")
+        check_numeric(schema, column)
+        if column in table.edges:
+            return Grid(column=column, edges=tuple(table.edges[column]))
+        return grid_of(schema, column, cells=table.cells)
+    check_categorical(schema, column)
+    if column in table.edges:
+        raise ConfigError(f"{column!r} is a category: state release.values, not edges")
+    return OneOf(column=column, values=tuple(table.values[column])) if column in table.values else column
+
+
+def _sums(tables: Iterable[SumTable]) -> tuple[Sum, ...]:
+    return tuple(Sum(**one.model_dump()) for one in tables)
+
+
+def _columns(query: Query) -> list[str]:
+    return [one if isinstance(one, str) else one.column for one in query.by]

@@ -1,0 +1,96 @@
+"""What a release is and cost, in words and as JSON: for the command line and for reports."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from accounting.report.phrase import bound
+from privads.signals.query import Query
+from privads.signals.release import Release
+from privads.signals.table import NoisyTable
+
+
+def cost_of(release: Release) -> str:
+    """Returns the cost with its delta, unit, neighbors and what was released, as one phrase."""
+    budget = release.budget
+    return bound(
+        release.spent.upper, delta=budget.delta, unit=budget.unit, neighbors=budget.neighbors, released="all tables"
+    )
+
+
+def title(query: Query) -> str:
+    """Returns what a table is by."""
+    columns = [one if isinstance(one, str) else one.column for one in query.by]
+    return "all rows" if not columns else "by " + " and ".join(columns)
+
+
+def plan_lines(release: Release) -> list[str]:
+    """Returns what would be released: of each table its cells, its noise and from where on found keys are shown."""
+    made = [f"{len(release.queries)} tables for {cost_of(release)}", _bounds(release), ""]
+    for query, stds in zip(release.queries, release.noise_stds, strict=True):
+        threshold = release.threshold(query)
+        cells = "keys found in the log" if threshold is not None else f"{_cells(query):,} cells"
+        shown = "" if threshold is None else f", shown from {threshold:g} rows on"
+        made.append(f"{title(query)}: {cells}, noise {_noise(query, stds)}{shown}")
+    return made
+
+
+def lines(release: Release, tables: Sequence[NoisyTable], entry: str | None) -> list[str]:
+    """Returns what was released, a line for each table, and what it cost."""
+    made = []
+    for table, stds in zip(tables, release.noise_stds, strict=True):
+        name = table.query.measures[0]
+        cells = len(table.values[name])
+        stds = tuple(float(table.noise_std[one].max()) for one in _firsts(table.query)) if cells else stds
+        shown = "" if table.threshold is None else f", shown from {table.threshold:g} rows on"
+        made.append(f"{title(table.query)}: {cells:,} cells, noise {_noise(table.query, stds)}{shown}")
+    charged = "no ledger was charged: the data are declared public" if entry is None else f"charged as entry {entry}"
+    return [*made, "", _bounds(release), f"{cost_of(release)}; {charged}"]
+
+
+def summary(release: Release, tables: Sequence[NoisyTable] | None = None) -> dict[str, Any]:
+    """Returns the release as values for JSON."""
+    budget, bounds = release.budget, release.bounds
+    own: list[dict[str, Any]] = []
+    for place, (query, stds) in enumerate(zip(release.queries, release.noise_stds, strict=True)):
+        one: dict[str, Any] = {
+            "by": [part if isinstance(part, str) else part.column for part in query.by],
+            "measures": list(query.measures),
+            "noise_std": dict(zip(_firsts(query), stds, strict=True)),
+            "threshold": release.threshold(query),
+        }
+        if tables is not None:
+            one["cells"] = len(tables[place].values[query.measures[0]])
+        own.append(one)
+    return {
+        "epsilon": release.spent.upper,
+        "delta": budget.delta,
+        "unit": budget.unit,
+        "neighbors": budget.neighbors,
+        "rows_per_unit": bounds.rows,
+        "rows_per_key": bounds.rows_per_key,
+        "keys_per_unit": bounds.keys,
+        "tables": own,
+    }
+
+
+def _bounds(release: Release) -> str:
+    bounds = release.bounds
+    made = f"of one {release.budget.unit} at most {bounds.rows} rows are counted"
+    made += "" if bounds.rows_per_key is None else f", {bounds.rows_per_key} in one cell"
+    return made + ("" if bounds.keys is None else f", in {bounds.keys} cells of a table")
+
+
+def _firsts(query: Query) -> list[str]:
+    """Returns one measure of each part: the first count stands for all."""
+    return [*query.counted[:1], *(one.name for one in query.sums)]
+
+
+def _noise(query: Query, stds: Sequence[float]) -> str:
+    names = [*(["counts"] if query.counts else []), *(one.name for one in query.sums)]
+    if len(names) == 1:
+        return f"{stds[0]:.4g}"
+    return ", ".join(f"{std:.4g} ({name})" for name, std in zip(names, stds, strict=True))
+
+
+def _cells(query: Query) -> int:
+    return query.cells if query.dense else len(query.keys or ())
