@@ -3,6 +3,7 @@
 Rows of a log wait in the database as small whole numbers; only who owns them is text.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ class Warehouse:
             table = table.filter(table[column].notnull() & ~_is_missing(table[column]))
         for column in schema.numeric:
             if table[column].type().is_floating():
-                table = table.filter(~table[column].isinf().fill_null(False))
+                table = table.filter(~_is_infinite(_float(table[column])).fill_null(False))
         made = {}
         for part, name in names.parts.items():
             if isinstance(part, Grid):
@@ -205,6 +206,10 @@ def _float(column: Any) -> Any:
     return ibis.ifelse(number.isnull() | number.isnan(), ibis.null("float64"), number)
 
 
+def _is_infinite(number: Any) -> Any:
+    return number.abs() > sys.float_info.max  # Ibis's own question is always answered with no by Spark
+
+
 def _clipped(number: Any, low: float, high: float) -> Any:
     """Returns numbers within two bounds, null where there is none: the least of null and 1 is 1 in some databases."""
     import ibis
@@ -223,7 +228,7 @@ def _label(table: "ir.Table", label: str | EventLabel | DelayedLabel | ValueLabe
     number = _float(table[_column_of(label)])
     if not isinstance(label, ValueLabel):
         return ibis.cases((number == 1, 1.0), (number == 0, 0.0), else_=ibis.null("float64"))
-    known = (number >= (1 if label.kind == "ordinal" else 0)) & ~number.isinf()
+    known = (number >= (1 if label.kind == "ordinal" else 0)) & ~_is_infinite(number)
     if label.kind != "log-normal":
         whole = _clipped(number, -1.0, 2.0**53)  # beyond are whole numbers only, and some that fit in no integer
         known &= whole == whole.floor().cast("float64")
