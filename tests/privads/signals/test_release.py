@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ibis
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import chi2, norm
 
@@ -417,7 +418,7 @@ def test_cells_that_a_database_tells_apart_but_have_one_key_are_added() -> None:
 
 
 def test_an_empty_cell_has_as_much_noise_as_a_full_one() -> None:
-    """Chi-square at alpha 1e-6 with 8,000 cells each; half the noise, or none, is missed with probability below 1e-9."""
+    """Chi-square at alpha 1e-6, 8,000 cells each; half the noise, or none, is missed with probability below 1e-9."""
     grid = Grid(column="bid", edges=tuple(np.linspace(0, 10, 8_001).tolist()))
     query = Query(by=(OneOf(column="site", values=()), grid))
     release = Release.of([query], BUDGET, rows_per_unit=1)
@@ -457,9 +458,8 @@ def test_what_drawing_noise_costs_is_charged_and_must_be_small() -> None:
 def test_an_error_of_a_warehouse_tells_no_row(tmp_path: Path) -> None:
     """The table's own expression fails on one row; that it did is charged, and nothing of the row is told."""
     connection = ibis.duckdb.connect()
-    connection.raw_sql(
-        "CREATE TABLE t AS SELECT 'u' AS \"user\", 'secret' AS site, 's' AS size, 1 AS click, 'secret' AS bid"
-    )
+    row = pa.table({"user": ["u"], "site": ["secret"], "size": ["s"], "click": [1], "bid": ["secret"]})
+    connection.create_table("t", row)
     table = connection.table("t").mutate(bid=ibis._.bid.cast("float64"))
     ledger, source = budgeted(tmp_path, 2.0), Warehouse(table=table, schema=facts(public=False))
     with pytest.raises(LogError, match="cannot be counted as the schema says") as said:
