@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -37,6 +36,8 @@ def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def in_duckdb() -> Stored:
     """A user's own DuckDB."""
+    import ibis
+
     connection = ibis.duckdb.connect()
     return lambda rows, kinds: connection.create_table(f"t{next(_numbers)}", arrow(rows, kinds))
 
@@ -44,6 +45,8 @@ def in_duckdb() -> Stored:
 @pytest.fixture
 def in_postgres(postgres: "Server") -> Iterator[Stored]:
     """A PostgreSQL database."""
+    import ibis
+
     from benchmarks.postgres import PASSWORD, USER
 
     connection = ibis.postgres.connect(
@@ -88,6 +91,8 @@ def spark() -> Iterator[Any]:
 @pytest.fixture
 def in_spark(spark: Any, tmp_path: Path) -> Stored:
     """A Spark session."""
+    import ibis
+
     connection = ibis.pyspark.connect(spark)
 
     def stored(rows: Rows, kinds: Mapping[str, str]) -> Any:
