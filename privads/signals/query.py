@@ -22,6 +22,9 @@ OTHER = -1
 MOST_CELLS = 10_000_000
 """Declared cells of one table."""
 
+MOST_PLACES = 1 << 62
+"""Cells of public places of a table that does not have all of them: each has a number of 64 bits."""
+
 MOST_STEPS = 1 << 31
 """Steps that one row's value may have: what many rows add up to then fits in 64 bits."""
 
@@ -188,8 +191,9 @@ class Query:
         found = self.keys is None and not self.dense
         if not self.counts and (not self.sums or found or self.label is not None):
             raise ValueError("a table without counts needs sums, cells that are declared, and no label")
-        if self.dense and self.cells > MOST_CELLS:
-            raise ValueError(f"a table of {self.cells:,} cells is too large: at most {MOST_CELLS:,}")
+        most = MOST_CELLS if self.dense else MOST_PLACES
+        if self.cells > most:
+            raise ValueError(f"a table of {self.cells:,} cells is too large: at most {most:,}")
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -208,12 +212,12 @@ class Query:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The number of places of each part; of a dense table only."""
+        """The number of places of each public part."""
         return tuple(len(one.names) for one in self.by if not isinstance(one, str))
 
     @property
     def cells(self) -> int:
-        """The number of cells of a dense table."""
+        """The number of cells of public places: of a dense table, all."""
         return math.prod(self.shape)
 
     @property

@@ -143,17 +143,22 @@ class Release:
         """The epsilon of `event` at the budget's delta."""
         return accountant.epsilon(self.event, delta=self.budget.delta, neighbors=self.budget.neighbors)
 
-    def threshold(self, query: Query) -> float | None:
-        """Returns the least noisy number of rows at which a key is shown that was found in the log.
+    @property
+    def thresholds(self) -> tuple[float | None, ...]:
+        """Per table the least noisy number of rows at which a key is shown that was found in the log.
 
-        A whole number: each of the counts that make the rows was rounded, by at most 1/2.
+        A whole number: each of the counts that make the rows was rounded, by at most 1/2. None where keys are declared.
         """
-        if query.keys is not None or query.dense:
-            return None
-        share = SELECTION_SHARE * self.budget.delta / _found(self.queries)
-        parts = len(query.counted)
-        noise_std = self.noise_stds[self.queries.index(query)][0] * math.sqrt(parts)
-        return math.ceil(selection_threshold(noise_std=noise_std, bounds=self.bounds, delta=share) + parts / 2)
+        share = SELECTION_SHARE * self.budget.delta / max(_found(self.queries), 1)
+        made: list[float | None] = []
+        for query, stds in zip(self.queries, self.noise_stds, strict=True):
+            parts = len(query.counted)
+            if query.keys is not None or query.dense:
+                made.append(None)
+            else:
+                least = selection_threshold(noise_std=stds[0] * math.sqrt(parts), bounds=self.bounds, delta=share)
+                made.append(math.ceil(least + parts / 2))
+        return tuple(made)
 
     def run(
         self, source: Source, *, ledger: Ledger | None, purpose: str, insecure_seed: int | None = None
@@ -189,8 +194,10 @@ class Release:
         with telling_no_row("the rows cannot be counted as the schema says", public=schema.public):
             counted = count(source, self.queries, unit_columns=_owners(schema, unit), bounds=self.bounds)
         tables = tuple(
-            _with_noise(query, found, stds, self.threshold(query), randomness, self.backend, terms)
-            for query, found, stds in zip(self.queries, counted, self.noise_stds, strict=True)
+            _with_noise(query, found, stds, threshold, randomness, self.backend, terms)
+            for query, found, stds, threshold in zip(
+                self.queries, counted, self.noise_stds, self.thresholds, strict=True
+            )
         )
         if ledger is not None and entry is not None:
             ledger.commit(entry)
@@ -257,7 +264,7 @@ def _event(
 ) -> dp_event.DpEvent:
     delta = SELECTION_SHARE * budget.delta if _found(queries) else 0.0
     if backend == "opendp":
-        return mechanisms.zcdp(rho=0.5 / noise_multiplier**2)
+        return mechanisms.zcdp(rho=0.5 * sum(one for own in shares for one in own) / noise_multiplier**2)
     flat = [noise_multiplier / math.sqrt(one) for own in shares for one in own]
     alike = mechanisms.repeated(mechanisms.gaussian(noise_multiplier=flat[0]), len(flat))
     each = (mechanisms.gaussian(noise_multiplier=one) for one in flat)
@@ -290,7 +297,7 @@ def _with_noise(
     values, noise = {}, {}
     for measure, std in zip(query.measures, [*list(counts) * len(query.counted), *sums], strict=True):
         exact = np.zeros(cells + 1, dtype=np.int64)  # the last takes what is not declared
-        exact[places] = counted.values[measure]
+        np.add.at(exact, places, counted.values[measure])  # two cells that a database tells apart may have one key
         values[measure] = (exact[:cells] + _drawn(randomness, cells, std, backend)).astype(np.float64)
         noise[measure] = np.broadcast_to(np.float64(std), cells)
     table = NoisyTable(query=query, values=values, noise_std=noise, terms=terms, listed=listed, threshold=threshold)

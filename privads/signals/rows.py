@@ -3,6 +3,7 @@
 Rows of a log wait in the database as small whole numbers; only who owns them is text.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from privads.logs.database import LONGEST, Codes, open_database, store
 from privads.logs.labels import DelayedLabel, EventLabel, ValueLabel
 from privads.logs.raw import Raw
+from privads.logs.reader import MISSING_TEXTS
 from privads.logs.schema import Schema
 from privads.signals.bounds import Bounds
 from privads.signals.counting import PLACE, Counted, Names, bounded, counted, split
@@ -32,7 +34,12 @@ class Warehouse:
 
     table: an Ibis table expression, such as ``ibis.postgres.connect(...).table("impressions")``; filter it by public
     constants only. Its columns are those of the schema. Labels are columns of 0 and 1 or numbers; one that comes later
-    (within_hours) is refused, as are times and histories. A row without an owner is left out.
+    (within_hours) is refused, as are times and histories.
+
+    Rows are read as those of files are: one without an owner, or with an infinite number, is left out; numbers are
+    clipped to their range, and the texts that stand for nothing in a file do so here. Else texts are as the database
+    has them, and equal where it says so: under a collation that ignores case, "a" is "A", and which of both a key is
+    shown as may be one row's choice. Random numbers are the database's, which must not be seeded.
     """
 
     table: "ir.Table"
@@ -49,17 +56,23 @@ class Warehouse:
         ]
         if histories:
             raise ValueError(f"{histories[0]!r} is made from a time or other rows: read the rows as files (`Logs`)")
-        columns = [*schema.numeric, *schema.categorical, *schema.unit]
         for task, label in schema.labels.items():
             if isinstance(label, DelayedLabel):
                 raise ValueError(f"label {task!r} comes later, which a table is not asked for: read the rows as files")
-            columns.append(_column_of(label))
-        missing = [one for one in columns if one not in self.table.columns]
-        if missing:
-            raise ValueError(
-                f"the table has no column {missing[0]!r}, which the schema names; it has: "
-                f"{', '.join(self.table.columns)}"
-            )
+        kinds = self.table.schema()
+        labels = [_column_of(label) for label in schema.labels.values()]
+        for columns, what, fits in (
+            ([*schema.numeric, *labels], "numbers of a bounded precision", _is_number),
+            ([*schema.categorical], "texts, whole numbers, dates or yes and no", _is_category),
+            ([*schema.unit], "texts, numbers or times", _is_owner),
+        ):
+            for one in columns:
+                if one not in kinds:
+                    raise ValueError(
+                        f"the table has no column {one!r}, which the schema names; it has: {', '.join(kinds.names)}"
+                    )
+                if not fits(kinds[one]):  # a cast that fails on one row would tell of it
+                    raise ValueError(f"column {one!r} must hold {what}, got {kinds[one]}: cast it in the table")
 
     def raw(self) -> Iterator[Raw]:
         """Refused: rows of a warehouse are counted there, and do not come here."""
@@ -67,25 +80,25 @@ class Warehouse:
 
     def rows(self, names: Names) -> "ir.Table":
         """Returns the rows as `counting` reads them."""
-        import ibis
-
-        table, made = self.table, {}
-        for column in self.schema.unit:
-            table = table.filter(table[column].notnull())
+        table, schema = self.table, self.schema
+        for column in schema.unit:
+            table = table.filter(table[column].notnull() & ~_is_missing(table[column]))
+        for column in schema.numeric:
+            if table[column].type().is_floating():
+                table = table.filter(~_is_infinite(_float(table[column])).fill_null(False))
+        made = {}
         for part, name in names.parts.items():
-            if isinstance(part, OneOf):
-                table, made[name] = _joined(table, part, name)
+            if isinstance(part, Grid):
+                made[name] = _cut(_number(table, part.column, schema), part)
             else:
-                made[name] = _cut(table[part.column], part) if isinstance(part, Grid) else _found(table[part])
+                made[name] = _among(table[part.column], part) if isinstance(part, OneOf) else _found(table[part])
         for task, name in names.labels.items():
-            known = table[_column_of(self.schema.labels[task])].cast("int8")
-            made[name] = ibis.cases((known == 1, 1), (known == 0, 0), else_=ibis.null("int8")).cast("int8")
+            made[name] = _label(table, schema.labels[task]).cast("int8")
         for one, name in names.sums.items():
-            label = self.schema.labels.get(one.column)
-            made[name] = _steps(table[one.column if label is None else _column_of(label)], one)
-        made |= {
-            name: table[column].cast("string") for name, column in zip(names.owners, self.schema.unit, strict=False)
-        }
+            label = schema.labels.get(one.column)
+            made[name] = _steps(_number(table, one.column, schema) if label is None else _label(table, label), one)
+        # Owners as they are: what the database calls equal is one owner, such as 1.0 and 1.00.
+        made |= {name: table[column] for name, column in zip(names.owners, schema.unit, strict=False)}
         return table.select(**made)
 
 
@@ -110,10 +123,11 @@ def count(source: Source, queries: Sequence[Query], *, unit_columns: int, bounds
 
 
 def _counts(rows: "ir.Table", queries: Sequence[Query], names: Names, bounds: Bounds) -> list[Counted]:
-    kept = bounded(rows, names, bounds)
-    if kept is not rows:
-        kept = kept.cache()  # one choice of rows for all tables, in one sort
-    return split(counted(kept, queries, names, bounds).to_pyarrow(), queries)
+    chosen = bounded(rows, names, bounds)
+    if chosen is rows:
+        return split(counted(rows, queries, names, bounds).to_pyarrow(), queries)
+    with chosen.cache() as kept:  # one choice of rows for all tables, in one sort, and gone afterwards
+        return split(counted(kept, queries, names, bounds).to_pyarrow(), queries)
 
 
 def _with_texts(one: Counted, texts: Any) -> Counted:
@@ -131,43 +145,101 @@ def _column_of(label: str | EventLabel | DelayedLabel | ValueLabel) -> str:
     return label.value if isinstance(label, ValueLabel) else label.column
 
 
+def _is_number(kind: Any) -> bool:
+    bounded_decimal = kind.is_decimal() and kind.precision is not None  # 10^400 is no float, and an error
+    return bool(kind.is_floating() or kind.is_integer() or kind.is_boolean() or bounded_decimal)
+
+
+def _is_category(kind: Any) -> bool:
+    return bool(kind.is_string() or kind.is_integer() or kind.is_boolean() or kind.is_date() or kind.is_uuid())
+
+
+def _is_owner(kind: Any) -> bool:
+    return bool(_is_category(kind) or _is_number(kind) or kind.is_decimal() or kind.is_timestamp() or kind.is_binary())
+
+
+def _is_missing(column: Any) -> Any:
+    """Returns whether a value that is there stands for one that is missing."""
+    import ibis
+
+    if column.type().is_floating():
+        return column.isnan()
+    return column.isin(MISSING_TEXTS) if column.type().is_string() else ibis.literal(False)
+
+
+def _text(column: Any) -> Any:
+    kind = column.type()
+    return column if kind.is_string() else (column.cast("int32") if kind.is_boolean() else column).cast("string")
+
+
 def _found(column: Any) -> Any:
     """Returns a category's value as text, the empty one where it is missing."""
     import ibis
 
-    return ibis.ifelse(column.isnull(), "", ibis.literal(HERE) + column.cast("string").left(LONGEST))
+    missing = column.isnull() | _is_missing(column)
+    return ibis.ifelse(missing, "", ibis.literal(HERE) + _text(column).left(LONGEST))
 
 
-def _joined(table: "ir.Table", part: OneOf, name: str) -> tuple["ir.Table", Any]:
-    """Returns the table with each row's place among the values looked up, and the place."""
+def _among(column: Any, part: OneOf) -> Any:
+    """Returns a category's place among public values."""
     import ibis
 
-    known, place = f"{name}_value", f"{name}_place"
-    places = {known: list(part.values), place: list(range(len(part.values)))}
-    values = ibis.memtable(places, schema={known: "string", place: "int32"})
-    text = table[part.column].cast("string")
-    joined = table.left_join(values, text == values[known]).drop(known)
     other, missing = len(part.values), len(part.values) + 1
-    return joined, ibis.ifelse(joined[part.column].isnull(), missing, joined[place].fill_null(other)).cast("int32")
+    # No join: under a collation for which two of the values are equal it would count a row twice.
+    place = _text(column).cases(*((one, i) for i, one in enumerate(part.values)), else_=other) if other else other
+    return ibis.ifelse(column.isnull() | _is_missing(column), missing, place).cast("int32")
 
 
-def _cut(column: Any, grid: Grid) -> Any:
-    """Returns a number's place: how many of the inner edges it reaches."""
+def _cut(number: Any, grid: Grid) -> Any:
+    """Returns a number's place."""
     import ibis
 
-    number = column.cast("float64")
-    place = ibis.literal(0, "int32")
-    for edge in grid.edges[1:-1]:
-        place = place + (number >= edge).cast("int32")
-    return ibis.ifelse(number.isnull() | number.isnan(), grid.cells, place).cast("int32")
+    inner = ((number < edge, i) for i, edge in enumerate(grid.edges[1:-1]))
+    return ibis.cases((number.isnull(), grid.cells), *inner, else_=grid.cells - 1).cast("int32")
 
 
-def _steps(column: Any, one: Sum) -> Any:
+def _float(column: Any) -> Any:
+    """Returns a column as floats, null where it has no number."""
     import ibis
 
-    number = column.cast("float64")
-    number = ibis.ifelse(number.isnull() | number.isnan(), 0.0, number)
-    return (ibis.greatest(0.0, ibis.least(number, one.most)) / one.step + 0.5).floor().cast("int64")
+    number = (column.cast("int32") if column.type().is_boolean() else column).cast("float64")
+    return ibis.ifelse(number.isnull() | number.isnan(), ibis.null("float64"), number)
+
+
+def _is_infinite(number: Any) -> Any:
+    return number.abs() > sys.float_info.max  # Ibis's own question is always answered with no by Spark
+
+
+def _clipped(number: Any, low: float, high: float) -> Any:
+    """Returns numbers within two bounds, null where there is none: the least of null and 1 is 1 in some databases."""
+    import ibis
+
+    return ibis.cases((number < low, low), (number > high, high), else_=number)
+
+
+def _number(table: "ir.Table", column: str, schema: Schema) -> Any:
+    return _clipped(_float(table[column]), *schema.numeric[column].range)
+
+
+def _label(table: "ir.Table", label: str | EventLabel | DelayedLabel | ValueLabel) -> Any:
+    """Returns a label's value, null where it is not known."""
+    import ibis
+
+    number = _float(table[_column_of(label)])
+    if not isinstance(label, ValueLabel):
+        return ibis.cases((number == 1, 1.0), (number == 0, 0.0), else_=ibis.null("float64"))
+    known = (number >= (1 if label.kind == "ordinal" else 0)) & ~_is_infinite(number)
+    if label.kind != "log-normal":
+        whole = _clipped(number, -1.0, 2.0**53)  # beyond are whole numbers only, and some that fit in no integer
+        known &= whole == whole.floor().cast("float64")
+    if label.kind == "ordinal":
+        known &= number <= label.most
+    return ibis.cases((known, _clipped(number, 0.0, label.most)), else_=ibis.null("float64"))
+
+
+def _steps(number: Any, one: Sum) -> Any:
+    bounded_number = _clipped(number, 0.0, one.most).fill_null(0.0)
+    return (bounded_number / one.step + 0.5).floor().cast("int64")
 
 
 def _columns(names: Names) -> pa.Schema:

@@ -1,8 +1,7 @@
 """Where the ledger's tests keep their ledgers: every test that takes `url` runs on each database."""
 
-import importlib.util
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,21 +10,6 @@ import pytest
 
 if TYPE_CHECKING:
     from benchmarks.postgres import Server
-
-
-@pytest.fixture(scope="session")
-def postgres() -> "Iterator[Server]":
-    """A running PostgreSQL server."""
-    if importlib.util.find_spec("psycopg") is None:
-        pytest.skip("psycopg is not installed: pip install 'privads[postgres]'")
-    from benchmarks.postgres import Server, binaries
-
-    programs = binaries()
-    if programs is None:
-        pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")
-    server = Server(programs)
-    yield server
-    server.remove()
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import ibis
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import chi2, norm
 
@@ -18,8 +20,10 @@ from privads.logs.schema import History, Numeric
 from privads.noise import Randomness
 from privads.signals import release as release_module
 from privads.signals.bounds import Bounds
-from privads.signals.query import Grid, Query
+from privads.signals.counting import Counted
+from privads.signals.query import OTHER, Grid, OneOf, Query, Sum
 from privads.signals.release import Release, selection_threshold
+from privads.signals.rows import Warehouse
 from privads.signals.table import NoisyTable
 from tests.privads.signals.samples import Made, facts
 
@@ -29,13 +33,6 @@ DRAWING = (1 + np.e) * 2.0**-64
 BUDGET = Budget(epsilon=1.0, delta=1e-6, unit="user")
 SITES = Query(by=("site",), label="click")
 BIDS = Query(by=(Grid(column="bid", edges=(0.0, 1.0, 5.0, 10.0)),))
-
-
-@pytest.fixture
-def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Randomness, "rounded_gaussian", lambda self, count, *, noise_std: np.zeros(count, dtype=np.int64)
-    )
 
 
 def many(rows: int = 400, users: int = 40, seed: int = 0) -> Made:
@@ -322,3 +319,158 @@ def test_very_long_values_of_one_unit_do_not_fill_the_memory(monkeypatch: pytest
     long = Made(users=["u"] * 4_000, sites=sites, clicks=[1] * 4_000)
     (found,) = released(long, Query(by=("site",), label="click"), rows=4_000)
     assert found.keys == ((None,),)
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_public_places_and_found_values_cross_in_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release_module, "selection_threshold", lambda **_: -1.0)
+    source = many()
+    named = OneOf(column="size", values=("s", "never"))
+    dense, mixed = released(source, Query(by=(named, BIDS.by[0])), Query(by=("site", named)), rows=400)
+    sizes = [one if one in ("s", None) else OTHER for one in source.sizes or []]
+    bids = [None if np.isnan(bid) else int(np.searchsorted([1.0, 5.0], bid, side="right")) for bid in source.bids or []]
+    exact = Counter(zip(sizes, bids, strict=True))
+    assert len(dense.keys) == 16
+    assert cells(dense, "rows") == {
+        key: exact[key] for key in itertools.product(("s", "never", OTHER, None), (0, 1, 2, None))
+    }
+    assert cells(mixed, "rows") == Counter(zip(source.sites, sizes, strict=True))
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_sums_are_of_clipped_values_and_of_labels() -> None:
+    bids = [9.0, float("nan"), 0.2, 2.5, 3.0]
+    source = Made(users=list("uvwxy"), sites=["a"] * 5, clicks=[1, 1, None, 0, 1], bids=bids)
+    sums = (Sum(column="bid", most=3.0, step=0.5), Sum(column="click"))
+    (found,) = released(source, Query(by=(OneOf(column="site", values=("a", "b")),), sums=sums))
+    assert found.values["sum of bid"].tolist() == [6 + 0 + 0 + 5 + 6, 0, 0, 0]
+    assert found.values["sum of click"].tolist() == [3, 0, 0, 0]
+    assert found.rows.tolist() == [5, 0, 0, 0]
+    (alone,) = released(source, Query(by=(), counts=False, sums=sums[1:]))
+    assert (alone.query.measures, alone.values["sum of click"].tolist()) == (("sum of click",), [3.0])
+
+
+def test_each_part_has_the_noise_of_its_share_and_its_sensitivity() -> None:
+    sums = (Sum(column="bid", most=4.0, step=0.5, most_of_unit=10.0),)
+    queries = [Query(by=(), sums=sums), Query(by=(), label="click")]
+    release = Release.of(queries, BUDGET, rows_per_unit=3, shares=[[0.5, 0.3], [0.2]])
+    z = release.noise_multiplier
+    # 3 rows in one cell; 8 steps a row, 20 a unit
+    assert np.allclose(release.noise_stds[0], [3 * z / np.sqrt(0.5), 20 * z / np.sqrt(0.3)], rtol=1e-12)
+    assert np.allclose(release.noise_stds[1], [3 * z / np.sqrt(0.2)], rtol=1e-12)
+    (found, other) = release.run(many(), ledger=None, purpose="test").tables
+    assert found.noise_std["sum of bid"].tolist() == [release.noise_stds[0][1]]
+    assert other.noise_std["negatives"].tolist() == [release.noise_stds[1][0]]
+
+
+def test_what_is_charged_is_what_the_noise_spends() -> None:
+    """Each part is a Gaussian whose multiplier is its noise over its sensitivity; rho of all is 1 / (2 z^2)."""
+    sums = (Sum(column="bid", most=4.0, step=0.5, most_of_unit=10.0),)
+    queries = [Query(by=(), sums=sums), Query(by=(), label="click")]
+    release = Release.of(queries, BUDGET, rows_per_unit=3, shares=[[0.5, 0.3], [0.2]])
+    stds = [std for own in release.noise_stds for std in own]
+    charged = sorted(
+        one.noise_multiplier for one, _ in mechanisms.parts(release.event) if hasattr(one, "noise_multiplier")
+    )
+    assert np.allclose(charged, sorted(std / most for std, most in zip(stds, [3, 20, 3], strict=True)), rtol=1e-12)
+    rho = sum((most / std) ** 2 / 2 for std, most in zip(stds, [3, 20, 3], strict=True))
+    assert rho == pytest.approx(0.5 / release.noise_multiplier**2, rel=1e-9)
+    assert release.spent.upper <= BUDGET.epsilon
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ([[0.5]], "one number for the counts"),
+        ([[0.5], [0.2, 0.3]], "one number for the counts"),
+        ([[0.5], [0.6]], "add up to 1, got 1.1"),
+        ([[1.5], [-0.5]], "must be positive"),
+        ([[1.0], [0.0]], "must be positive"),
+        ([[float("nan")], [0.5]], "must be positive"),
+    ],
+)
+def test_shares_that_are_no_shares_are_refused(shares: list[list[float]], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Release.of([SITES, BIDS], BUDGET, rows_per_unit=1, shares=shares)
+
+
+def test_a_table_that_is_asked_for_twice_has_the_threshold_of_its_own_noise() -> None:
+    """A fixed bug: the second had the first's, so that the more noise of a smaller share let single units' keys by."""
+    release = Release.of([SITES, SITES], BUDGET, rows_per_unit=1, shares=[[0.9], [0.1]])
+    for stds, found in zip(release.noise_stds, release.thresholds, strict=True):
+        assert found is not None
+        tail = norm.sf((found - 1 - 2 / 2) / (stds[0] * np.sqrt(2)))  # two counts, each rounded by at most a half
+        assert tail <= 1e-6 * 0.1 / 2
+    assert release.thresholds[1] > 2.5 * release.thresholds[0]  # type: ignore[operator]
+
+
+def test_cells_that_a_database_tells_apart_but_have_one_key_are_added() -> None:
+    """A fixed bug: the last one stood, so that one unit's row in a cell of its own hid all the others'."""
+    counted = Counted(
+        places=np.zeros(2, dtype=np.int64),
+        found={"site": np.array(["a", "a"], dtype=object)},
+        values={"rows": np.array([100, 1])},
+    )
+    query = Query(by=("site",), keys=(("a",),))
+    terms = released(many(), query)[0].terms
+    found = release_module._with_noise(query, counted, [1e-9], None, Randomness(), "table", terms)
+    assert found.rows.tolist() == [101.0]
+
+
+def test_an_empty_cell_has_as_much_noise_as_a_full_one() -> None:
+    """Chi-square at alpha 1e-6, 8,000 cells each; half the noise, or none, is missed with probability below 1e-9."""
+    grid = Grid(column="bid", edges=tuple(np.linspace(0, 10, 8_001).tolist()))
+    query = Query(by=(OneOf(column="site", values=()), grid))
+    release = Release.of([query], BUDGET, rows_per_unit=1)
+    centers = ((np.arange(8_000) + 0.5) * 10 / 8_000).tolist()
+    source = Made(users=[f"u{i}" for i in range(8_000)], sites=["a"] * 8_000, clicks=[0] * 8_000, bids=centers)
+    (found,) = release.run(source, ledger=None, purpose="test").tables
+    noise = found.rows.reshape(2, 8_001)[:, :-1] - np.array([[1.0], [0.0]])  # all rows are of the other place
+    for own in noise:
+        assert chi2.ppf(5e-7, 8_000) < np.square(own / release.noise_std).sum() < chi2.isf(5e-7, 8_000)
+
+
+def test_exact_noise_is_charged_as_zero_concentrated_and_is_for_declared_keys() -> None:
+    pytest.importorskip("opendp")
+    release = Release.of([BIDS, BIDS], BUDGET, rows_per_unit=2, shares=[[0.75], [0.25]], backend="opendp")
+    z = release.noise_multiplier
+    assert release.event == mechanisms.zcdp(rho=0.5 / z**2)
+    rho = sum(0.5 * (2 / stds[0]) ** 2 for stds in release.noise_stds)  # a unit moves each by 2
+    assert rho == pytest.approx(0.5 / z**2, rel=1e-12)
+    assert 0.99 < release.spent.upper <= 1.0
+    assert z > Release.of([BIDS, BIDS], BUDGET, rows_per_unit=2).noise_multiplier
+    (found, _) = release.run(many(), ledger=None, purpose="test").tables
+    assert found.terms.law == "discrete-gaussian"
+    with pytest.raises(ValueError, match="declared keys"):
+        Release.of([SITES], BUDGET, rows_per_unit=1, backend="opendp")
+    with pytest.raises(ValueError, match="cannot be repeated"):
+        release.run(many(), ledger=None, purpose="test", insecure_seed=1)
+
+
+def test_what_drawing_noise_costs_is_charged_and_must_be_small() -> None:
+    release = Release.of([BIDS], BUDGET, rows_per_unit=1)
+    delta = [one.delta for one, _ in mechanisms.parts(release.event) if hasattr(one, "delta")]
+    assert delta == [pytest.approx(DRAWING, rel=1e-12)]
+    with pytest.raises(ValueError, match="what drawing noise costs is more"):
+        Release.of([BIDS], Budget(epsilon=40.0, delta=1e-6, unit="user"), rows_per_unit=1)
+
+
+def test_an_error_of_a_warehouse_tells_no_row(tmp_path: Path) -> None:
+    """The table's own expression fails on one row; that it did is charged, and nothing of the row is told."""
+    connection = ibis.duckdb.connect()
+    row = pa.table({"user": ["u"], "site": ["secret"], "size": ["s"], "click": [1], "bid": ["secret"]})
+    connection.create_table("t", row)
+    table = connection.table("t").mutate(bid=ibis._.bid.cast("float64"))
+    ledger, source = budgeted(tmp_path, 2.0), Warehouse(table=table, schema=facts(public=False))
+    with pytest.raises(LogError, match="cannot be counted as the schema says") as said:
+        Release.of([BIDS], BUDGET, rows_per_unit=1).run(source, ledger=ledger, purpose="test")
+    assert "secret" not in str(said.value)
+    assert ledger.balance("made-up").spent_epsilon > 0.99
+
+
+def test_a_warehouse_that_does_not_fit_the_schema_is_refused_before_the_charge(tmp_path: Path) -> None:
+    ledger, table = budgeted(tmp_path, 2.0), ibis.memtable({"user": ["u"], "site": ["a"]})
+    source = Warehouse(table=table, schema=facts(public=False))
+    with pytest.raises(ValueError, match="no column 'bid'"):
+        Release.of([BIDS], BUDGET, rows_per_unit=1).run(source, ledger=ledger, purpose="test")
+    assert ledger.balance("made-up").spent_epsilon == 0
