@@ -37,6 +37,8 @@ DECREASE = 1e-8
 """Of the objective for each row, in nats, at which Newton's method is done."""
 
 _MOST_INNER, _INNER_TOLERANCE = 100, 0.1
+_LEAST_WEIGHT = 1e-9
+"""Of a row: sums that no probabilities have can drive all of them to 0 or 1, under a ridge that is told of no noise."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +66,8 @@ class NoisyLogistic:
             raise ValueError(f"coefficients and standard_errors must be of shape ({cells},)")
         if not (np.isfinite(self.intercept) and np.isfinite(self.coefficients).all()):
             raise ValueError("a model's coefficients must be finite")
+        if self.prior_variances is not None and self.prior_variances.shape != (len(self.encoding.tables),):
+            raise ValueError(f"prior_variances must be of shape ({len(self.encoding.tables)},)")
         if len(self.used) != len(self.sources) or not self.sources:
             raise ValueError("a model must say for each of its sources in how many cells it was used")
 
@@ -97,10 +101,15 @@ class NoisyLogistic:
     def guarantee(self) -> str:
         """What was learned from, who is protected by it, and what is not."""
         sources = ", ".join(f"{source} in {cells} cells" for source, cells in zip(self.sources, self.used, strict=True))
-        protected = {
-            None: "all of it is public",
-            "replace-label": "labels are protected (neighbors replace-label)",
-        }.get(self.neighbors, f"neighbors {self.neighbors}")
+        match self.neighbors:
+            case None:
+                protected = "the labels are public"
+            case "replace-label":
+                protected = (
+                    "labels alone are protected (neighbors replace-label, by which its releases are to be accounted)"
+                )
+            case neighbors:
+                protected = f"neighbors {neighbors}"
         if self.unprotected:
             features = f"NOT protected are the features {', '.join(self.unprotected)} of the rows it read"
         else:
@@ -110,7 +119,7 @@ class NoisyLogistic:
     def as_dict(self) -> dict[str, Any]:
         """Returns the model as JSON can hold it; `from_dict` reads it back."""
         return {
-            "sizes": dict(self.encoding.sizes),
+            "columns": [[name, size] for name, size in self.encoding.sizes.items()],
             "tables": [list(table) for table in self.encoding.tables],
             "intercept": self.intercept,
             "coefficients": self.coefficients.tolist(),
@@ -128,7 +137,7 @@ class NoisyLogistic:
         try:
             priors = found["prior_variances"]
             return cls(
-                encoding=Encoding(sizes=dict(found["sizes"]), tables=tuple(tuple(one) for one in found["tables"])),
+                encoding=Encoding(sizes=dict(found["columns"]), tables=tuple(tuple(one) for one in found["tables"])),
                 intercept=float(found["intercept"]),
                 coefficients=np.array(found["coefficients"], dtype=np.float64),
                 standard_errors=np.array(found["standard_errors"], dtype=np.float64),
@@ -252,7 +261,7 @@ def minimized(problem: Problem, penalty: Floats, intercept: float, theta: Floats
         shifts = by_table(penalty * theta) / by_table(penalty)
         theta, intercept = theta - np.repeat(shifts, problem.lengths), intercept + float(shifts.sum())
         p = expit(logits)
-        weights = problem.scale * p * (1 - p)
+        weights = problem.scale * np.maximum(p * (1 - p), _LEAST_WEIGHT)
         h, whole = np.asarray(matrix.T @ weights), float(weights.sum())
         slope, gradient = problem.gradient(logits, penalty, theta)
         step = _solved(matrix, weights, h / whole, penalty, slope * h / whole - gradient, problem.lengths)

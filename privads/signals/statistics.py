@@ -16,6 +16,7 @@ own cell: a cell that happened to be low would otherwise seem to be known better
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ class Source:
     kind: str
     neighbors: Neighbors | None
     terms: str = ""
+
+    def __post_init__(self) -> None:
+        if self.neighbors is not None and self.neighbors not in get_args(Neighbors):
+            raise ValueError(f"neighbors must be one of {get_args(Neighbors)} or None, got {self.neighbors!r}")
 
     def __str__(self) -> str:
         said = self.terms or ("declared public" if self.neighbors is None else self.neighbors)
@@ -89,10 +94,10 @@ def noisy_sums(
     return _of_one(encoding, values, variance, Source(kind="noisy sums", neighbors=neighbors, terms=terms))
 
 
-def exact_sums(features: Features, labels: NDArray[np.generic]) -> Statistic:
-    """Returns the sums themselves, of labels that are declared public: what a model without privacy is learned from."""
+def public_labels(features: Features, labels: NDArray[np.generic]) -> Statistic:
+    """Returns the sums themselves, of labels declared public: what a model without privacy is learned from."""
     values = features.sums(_binary(features, labels))
-    source = Source(kind="labels", neighbors=None)
+    source = Source(kind="public labels", neighbors=None)
     return _of_one(features.encoding, values, np.zeros(len(values)), source)
 
 

@@ -18,10 +18,10 @@ from privads.signals.statistics import (
     Statistic,
     as_in_sample,
     combined,
-    exact_sums,
     flip_rates,
     labeled_sample,
     noisy_sums,
+    public_labels,
     randomized_labels,
     settled,
     without_empty,
@@ -30,7 +30,7 @@ from tests.privads.signals.made_clicks import SIZES, clicks
 
 DRAWS, BOUND = 400, 6.0
 MADE = clicks(3000, seed=0)
-TRUTH = exact_sums(MADE.features, MADE.labels).values
+TRUTH = public_labels(MADE.features, MADE.labels).values
 RNG = np.random.default_rng(1)
 
 
@@ -176,7 +176,7 @@ def test_what_is_exact_or_not_told_of_counts_alone_or_not_at_all() -> None:
     part = noisy_sums(encoding, {("hour",): (TRUTH[encoding.parts[1]] + 3.0, 2.0)}, neighbors="add-remove")
     assert np.isinf(part.variance[encoding.parts[0]]).all()
     assert (part.used[encoding.parts[0]] == -1).all()
-    exact = exact_sums(MADE.features, MADE.labels)
+    exact = public_labels(MADE.features, MADE.labels)
     np.testing.assert_array_equal(combined(part, exact).values, TRUTH)
     np.testing.assert_array_equal(combined(part, exact).variance, 0)
     other = sums(4.0, RNG)
@@ -209,7 +209,7 @@ def test_negative_sums_are_kept_and_empty_cells_are_known() -> None:
 
 def test_a_sample_with_exact_displayed_counts_has_the_log_s_rates() -> None:
     sample = Features.of(MADE.features.encoding, MADE.rows[::5], public=False, total=len(MADE.rows))
-    truth = exact_sums(MADE.features, MADE.labels)
+    truth = public_labels(MADE.features, MADE.labels)
     displayed = replace(truth, values=MADE.features.counts, variance=np.zeros(len(TRUTH)))
     found = as_in_sample(truth, sample, displayed)
     there = sample.counts > 0
