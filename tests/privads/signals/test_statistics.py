@@ -57,6 +57,22 @@ def sampled(f: float, rng: np.random.Generator) -> Statistic:
     return labeled_sample(MADE.features, sample, MADE.labels[chosen], sampling_rate=f, public=True)
 
 
+def noisy_sampled(f: float, noise_std: float, rng: np.random.Generator) -> Statistic:
+    chosen = rng.random(len(MADE.labels)) < f
+    sample = Features.of(MADE.features.encoding, MADE.rows[chosen], public=False)
+    found = labeled_sample(
+        MADE.features,
+        sample,
+        MADE.labels[chosen],
+        sampling_rate=f,
+        public=False,
+        noise_std=noise_std,
+        neighbors="replace-label",
+    )
+    # the noise that was charged is on the sums of the sample, and is scaled up with them
+    return replace(found, values=found.values + noise_std * rng.standard_normal(len(found.values)) / f)
+
+
 def z_of_means(draws: list[Statistic]) -> np.ndarray:
     """(cells that vary,) how many standard errors the mean of the draws is from the truth."""
     values = np.stack([one.values for one in draws])
@@ -97,6 +113,7 @@ def test_each_statistic_has_the_variance_it_states() -> None:
         lambda: randomized_labels(MADE.features, answers(0.2, 0.2, rng), false_positive=0.2, false_negative=0.2),
         lambda: randomized_labels(MADE.features, answers(0.3, 0.1, rng), false_positive=0.3, false_negative=0.1),
         lambda: sampled(0.2, rng),
+        lambda: noisy_sampled(0.2, 2.0, rng),
     ):
         draws = [make() for _ in range(DRAWS)]
         sites = MADE.features.encoding.parts[2]
