@@ -177,10 +177,9 @@ def learn(
     else:
         start = Effects(intercept=constant, values=np.zeros(encoding.cells), variances=np.zeros(0))
         chosen = [table for table, part in enumerate(encoding.parts) if np.isfinite(variance[part]).all()]
-    coefficients, errors = np.zeros(encoding.cells), np.zeros(encoding.cells)
-    intercept = constant
+    intercept, coefficients, errors = constant, np.zeros(encoding.cells), np.zeros(encoding.cells)
     if chosen:
-        cells = np.concatenate([np.arange(part.start, part.stop) for part in (encoding.parts[t] for t in chosen)])
+        cells = np.concatenate([np.arange(encoding.cells)[encoding.parts[table]] for table in chosen])
         problem = Problem(
             matrix=features.matrix(chosen),
             scale=features.scale,
@@ -188,21 +187,10 @@ def learn(
             values=values[cells],
             total=total,
         )
-        noise = variance[cells]
-        h = problem.information(start.intercept, start.values[cells])
-        seen = np.where(h > 0, h, 1.0)
-        if ridge is None:
-            prior = np.repeat([start.variances[table] for table in chosen], problem.lengths)
-            penalty = (1 + noise / seen) / prior
-        else:
-            penalty = np.full(len(cells), ridge)
+        prior = None if ridge is not None else np.repeat(start.variances[chosen], problem.lengths)
+        penalty = _penalty(problem.information(start.intercept, start.values[cells]), variance[cells], prior, ridge)
         intercept, coefficients[cells] = minimized(problem, penalty, start.intercept, start.values[cells])
-        h = problem.information(intercept, coefficients[cells])
-        if ridge is None:
-            told_by_sum = np.divide(h**2, h + noise, out=np.zeros_like(h), where=h > 0)
-            errors[cells] = (1 / prior + told_by_sum) ** -0.5
-        else:
-            errors[cells] = np.sqrt(h + noise) / (h + ridge)
+        errors[cells] = _errors(problem.information(intercept, coefficients[cells]), variance[cells], prior, ridge)
     used = np.bincount(statistic.used[statistic.used >= 0], minlength=len(statistic.sources))
     return NoisyLogistic(
         encoding=encoding,
@@ -214,6 +202,21 @@ def learn(
         used=tuple(used.tolist()),
         features_public=features.public,
     )
+
+
+def _penalty(h: Floats, noise: Floats, prior: Floats | None, ridge: float | None) -> Floats:
+    """Returns l, (cells,). noise: the variances s^2 that were added. A cell that no row is in has the prior alone."""
+    if prior is None:
+        return np.full(len(h), ridge, dtype=np.float64)
+    return (1 + noise / np.where(h > 0, h, 1.0)) / prior
+
+
+def _errors(h: Floats, noise: Floats, prior: Floats | None, ridge: float | None) -> Floats:
+    """Returns the standard errors, (cells,), as `NoisyLogistic` states them."""
+    if prior is None:
+        return np.sqrt(h + noise) / (h + (ridge or 0.0))
+    told = np.divide(h**2, h + noise, out=np.zeros_like(h), where=h > 0)
+    return np.asarray((1 / prior + told) ** -0.5)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
