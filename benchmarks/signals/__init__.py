@@ -1,0 +1,1 @@
+"""Benchmarks of releasing signals and of learning from them."""
