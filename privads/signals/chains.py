@@ -1,7 +1,7 @@
-"""Draws from a Markov random field of rows and a label: P(x, y) ~ exp(K(x) mu + y K(x) theta), K the one-hot columns and pairs.
+"""Draws from a Markov random field of rows and a label: P(x, y) ~ exp(K(x) mu + y K(x) theta).
 
-Many chains take the same step at once. In a step every column j is drawn anew, given the others, with the label summed
-out: with A_v = exp(what mu gives to value v) and B_v = A_v exp(what theta gives to v), and t the part of K(x) theta
+K(x) is one-hot, of columns and of pairs. Many chains take the same step at once. In a step every column j is drawn
+anew, given the others, with the label summed out: with A_v = exp(what mu gives to value v) and B_v = A_v exp(what theta gives to v), and t the part of K(x) theta
 that j has no part in,
 
     P(y = 1 | others) = sigmoid(t + ln sum B - ln sum A),   then   v ~ A or B, by y: a joint draw of (x_j, y).
@@ -171,4 +171,4 @@ def _draw_each(laws: Floats, which: Codes, rng: np.random.Generator) -> Codes:
     steps = np.cumsum(laws, axis=1)
     steps = steps / steps[:, -1:] + np.arange(len(laws))[:, None]  # one rising line: law i lies in (i, i + 1]
     found = np.searchsorted(steps.ravel(), which + rng.random(len(which)), side="right")
-    return np.minimum(found - which * size, size - 1).astype(np.int64)
+    return np.asarray(np.minimum(found - which * size, size - 1), dtype=np.int64)

@@ -8,7 +8,8 @@ decided from r and s, so it costs no privacy:
     evidence    whether a pair's table says more than its two columns do by themselves
     a law       of a pair: not negative, with its columns' margins, and no further from independence than r deserves
 
-Negative counts are never cut off: that would add rows to every empty cell. A projection that keeps the margins adds none.
+Negative counts are never cut off: that would add rows to every empty cell. A projection that keeps the margins adds
+none.
 """
 
 import math
@@ -145,7 +146,7 @@ def total(tables: Sequence[Cells]) -> float:
 def signal_var(misfit: Floats, slope: Floats, variance: Floats) -> float:
     """Returns the variance v of effects e_i, by moments, where misfit_i = slope_i e_i + noise of ``variance``_i.
 
-    E misfit^2 = slope^2 v + variance, by least squares with the weights that no signal calls for; 0 where it is negative.
+    E misfit^2 = slope^2 v + variance, by least squares with the weights that no signal calls for; 0 if negative.
     """
     weight = (slope / variance) ** 2
     return max(float((weight * (misfit**2 - variance)).sum() / (weight * slope**2).sum()), 0.0)

@@ -5,8 +5,8 @@ greatest entropy is the Markov random field
 
     P(x, y) = exp(K(x) mu + y K(x) theta) / Z,        y in {0, 1},    so    P(y = 1 | x) = sigmoid(K(x) theta):
 
-logistic regression is what it implies (Gilotte et al. 2022, arXiv 2201.13123). A log that is drawn from it has no row of
-anyone: any model can be trained on it, and the tables have paid for all. `maximum_entropy_fit` makes one from tables.
+logistic regression is what it implies (Gilotte et al. 2022, arXiv 2201.13123). A log that is drawn from it has no
+row of anyone: any model can be trained on it, and the tables have paid for all. `maximum_entropy_fit` makes one from tables.
 """
 
 import json
@@ -39,9 +39,9 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaximumEntropy:
-    """The model. codings: per column the merged value of each value. field: the parameters, of merged values. tree: where
-    chains start. rows: the noisy number of rows of the log. tables: what it was learned from. source: the same in words:
-    the release's event, budget and unit, as who made the tables says it.
+    """The model. codings: per column the merged value of each value. field: the parameters, of merged values. tree:
+    where chains start. rows: the noisy number of rows of the log. tables: what it was learned from. source: the same in
+    words: the release's event, budget and unit, as who made the tables says it.
     """
 
     codings: tuple[Codes, ...]
@@ -58,8 +58,8 @@ class MaximumEntropy:
     def sample(self, count: int, *, seed: int, burn_in: int = BURN_IN) -> tuple[Codes, NDArray[np.int8]]:
         """Returns a synthetic log: rows (count, columns) of codes, and labels (count,) 0 or 1.
 
-        Each row is the end of a chain of its own, so rows are independent. A merged value becomes one of its values, all
-        alike: the tables do not tell them apart.
+        Each row is the end of a chain of its own, so rows are independent. A merged value becomes one of its values,
+        all alike: the tables do not tell them apart.
         """
         if count < 1 or burn_in < 0:
             raise ValueError(f"count must be at least 1 and burn_in not negative, got {count} and {burn_in}")
@@ -130,7 +130,7 @@ def _one_of(codes: Codes, merged: Codes, rng: np.random.Generator) -> Codes:
     by_code = np.argsort(codes, kind="stable")
     counts = np.bincount(codes)
     first = np.cumsum(counts) - counts
-    return by_code[first[merged] + (rng.random(len(merged)) * counts[merged]).astype(np.int64)]
+    return np.asarray(by_code[first[merged] + (rng.random(len(merged)) * counts[merged]).astype(np.int64)])
 
 
 def _listed(factors: Factors) -> list[list[Any]]:

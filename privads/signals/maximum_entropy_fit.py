@@ -17,7 +17,7 @@ The two take turns. Noise of rows and of positives is treated as independent, as
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import minimize
@@ -71,10 +71,12 @@ def fit_maximum_entropy(
     rng = np.random.default_rng(seed)
     state = tree.draw(chains, rng)
     sizes = tuple(len(laws[column,]) for column in range(columns))
-    none = {(column,): np.zeros(size) for column, size in enumerate(sizes)}
+    none: dict[Key, Floats] = {(column,): np.zeros(size) for column, size in enumerate(sizes)}
     constant = np.array(np.log(hit / (count - hit)))
     field = Field(sizes=sizes, mu=_start(laws, tree), theta={(): constant, **none})
-    variances = {key: _first_var(cells, laws[key], count, hit / count) for key, cells in hits.items() if len(key) == 1}
+    variances: dict[Key, float] = {
+        key: _first_var(cells, laws[key], count, hit / count) for key, cells in hits.items() if len(key) == 1
+    }
     kept = [state]
     for _ in range(turns):
         field, variances = _label_turn(field, kept, laws, hits, count, hit, variances)
@@ -107,7 +109,7 @@ def _consistent(tables: Sequence[Margin], codings: Sequence[Codes]) -> dict[Key,
     """Returns the tables by merged values: single columns have one sum, and pairs have single columns' counts."""
     merged = {one.columns: merge(one, codings) for one in tables}
     known = total([cells for key, cells in merged.items() if len(key) == 1])
-    found = {key: cells.moved_to(known) for key, cells in merged.items() if len(key) == 1}
+    found: dict[Key, Cells] = {key: cells.moved_to(known) for key, cells in merged.items() if len(key) == 1}
     for key, cells in merged.items():
         if len(key) == 2:
             found[key] = with_margins(cells, found[key[:1]].values, found[key[1:]].values)
@@ -116,7 +118,7 @@ def _consistent(tables: Sequence[Margin], codings: Sequence[Codes]) -> dict[Key,
 
 def _laws(seen: Mapping[Key, Cells], count: float) -> dict[Key, Floats]:
     """Returns the laws of columns, and of those pairs that say more."""
-    laws = {}
+    laws: dict[Key, Floats] = {}
     for key, cells in seen.items():
         if len(key) == 1:
             positive = np.maximum(cells.values, 1.0)  # all values are well above noise, but for one alone
@@ -217,8 +219,8 @@ def _em_step(
     hit: float,
     variances: Mapping[Key, float],
 ) -> tuple[Factors, dict[Key, float]]:
-    """Returns theta under these variances of effects, and the variances that it shows: the mean of theta_j^2 and of what
-    is not known of theta_j, 1 / (V_j^2 / (V_j + s_j^2) + 1 / v).
+    """Returns theta under these variances of effects, and the variances that it shows: the mean of theta_j^2 and of
+    what is not known of theta_j, 1 / (V_j^2 / (V_j + s_j^2) + 1 / v).
     """
     p = expit(summed(theta, rows))
     slopes = {key: np.maximum(margin(rows, key, sizes, weights * p * (1 - p)), 1e-9) for key in variances}
