@@ -85,7 +85,7 @@ def split(columns: Sequence[Codes], labels: Floats, users: Codes) -> Split:
 
 
 def simulated(users: int, columns: Sequence[str], *, seed: int) -> Split:
-    """Returns a simulated log with its clicks; numbers are cut at public edges, and a missing value is one of its own."""
+    """Returns a simulated log with its clicks; numbers are cut at public edges, a missing value is its own."""
     log = simulate(users, seed=seed)
     return split(
         [_codes(log, name) for name in columns],
@@ -99,7 +99,7 @@ def of_log(logs: Logs, columns: Sequence[str], task: str) -> Split:
     parts = list(logs.raw())
     found = []
     for name in columns:
-        texts = pd.concat([pd.Series(part.texts[name][1].take(part.texts[name][0])) for part in parts])
+        texts = pd.concat([_texts(*part.texts[name]) for part in parts])
         found.append(pd.factorize(texts, use_na_sentinel=False)[0].astype(np.int64))
     labels = np.concatenate([part.labels[task] for part in parts]).astype(np.float64)
     order = np.random.default_rng(0).permutation(len(labels)).astype(np.int64)
@@ -186,7 +186,7 @@ def worth(
 
 
 def simulated_figures(users: int, *, seeds: int = SEEDS, pairs: bool = True) -> Iterator[Figure]:
-    """Yields the figures on simulated logs, a world a seed; about four rows a user, five sixths of them to learn from."""
+    """Yields the figures on simulated logs, a world a seed; about four rows a user, five sixths to learn from."""
     kinds: list[tuple[str, float, int, bool, bool]] = [
         ("example_epsilon_5", 5.0, 1, True, False),
         ("example_epsilon_1", 1.0, 1, True, False),
@@ -223,6 +223,10 @@ def _spread(name: str, values: Sequence[float], *, at_least: float | None = None
     yield Figure(name=name, value=of.mean, unit="mean", at_least=at_least)
     yield Figure(name=f"{name}_low", value=of.low, unit="95 % interval")
     yield Figure(name=f"{name}_high", value=of.high, unit="95 % interval")
+
+
+def _texts(codes: Codes, values: Sequence[str | None]) -> pd.Series:
+    return pd.Series([None if code < 0 else values[code] for code in codes.tolist()], dtype=object)
 
 
 def _codes(log: pyarrow.Table, name: str) -> Codes:

@@ -1,8 +1,8 @@
 """Draws from a Markov random field of rows and a label: P(x, y) ~ exp(K(x) mu + y K(x) theta).
 
 K(x) is one-hot, of columns and of pairs. Many chains take the same step at once. In a step every column j is drawn
-anew, given the others, with the label summed out: with A_v = exp(what mu gives to value v) and B_v = A_v exp(what theta gives to v), and t the part of K(x) theta
-that j has no part in,
+anew, given the others, with the label summed out: with A_v = exp(what mu gives to value v),
+B_v = A_v exp(what theta gives to v), and t the part of K(x) theta that j has no part in,
 
     P(y = 1 | others) = sigmoid(t + ln sum B - ln sum A),   then   v ~ A or B, by y: a joint draw of (x_j, y).
 

@@ -6,7 +6,7 @@ greatest entropy is the Markov random field
     P(x, y) = exp(K(x) mu + y K(x) theta) / Z,        y in {0, 1},    so    P(y = 1 | x) = sigmoid(K(x) theta):
 
 logistic regression is what it implies (Gilotte et al. 2022, arXiv 2201.13123). A log that is drawn from it has no
-row of anyone: any model can be trained on it, and the tables have paid for all. `maximum_entropy_fit` makes one from tables.
+row of anyone: any model can be trained on it, and the tables have paid for all. `maximum_entropy_fit` makes one.
 """
 
 import json
