@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import pyarrow
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+from sklearn.preprocessing import OneHotEncoder  # type: ignore[import-untyped]
 
 from accounting import calibrate, mechanisms
 from accounting.budget import Budget
@@ -211,11 +211,12 @@ def simulated_figures(users: int, *, seeds: int = SEEDS, pairs: bool = True) -> 
 
 
 def log_figures(name: str, log: Split, *, seeds: int = SEEDS) -> Iterator[Figure]:
-    """Yields the share on a real log at epsilon 5, with columns only, over seeds of the noise."""
+    """Yields the share on a real log at epsilon 5, of columns only and with all pairs, over seeds of the noise."""
     best = granular(log)
-    shares = [worth(log, best, [], epsilon=5.0, seed=seed).share for seed in range(seeds)]
     yield Figure(name=f"from_tables_granular_{name}", value=best, unit="normalized log-likelihood")
-    yield from _spread(f"from_tables_share_{name}", shares)
+    for kind, pairs in (("columns", []), ("all_pairs", all_pairs(log))):
+        shares = [worth(log, best, pairs, epsilon=5.0, seed=seed).share for seed in range(seeds)]
+        yield from _spread(f"from_tables_share_{name}_{kind}", shares)
 
 
 def _spread(name: str, values: Sequence[float], *, at_least: float | None = None) -> Iterator[Figure]:
@@ -234,4 +235,4 @@ def _codes(log: pyarrow.Table, name: str) -> Codes:
         names = {text: code for code, text in enumerate(FIELDS[name].names)}
         return log[name].to_pandas().map(names).fillna(len(names)).to_numpy().astype(np.int64)
     numbers, edges = log[name].to_pandas().to_numpy(dtype=np.float64), list(EDGES[name])
-    return np.where(np.isnan(numbers), len(edges) + 1, np.digitize(numbers, edges)).astype(np.int64)
+    return np.asarray(np.where(np.isnan(numbers), len(edges) + 1, np.digitize(numbers, edges)), dtype=np.int64)
