@@ -233,6 +233,7 @@ def _texts(codes: Codes, values: Sequence[str | None]) -> pd.Series:
 def _codes(log: pyarrow.Table, name: str) -> Codes:
     if name in FIELDS:
         names = {text: code for code, text in enumerate(FIELDS[name].names)}
-        return log[name].to_pandas().map(names).fillna(len(names)).to_numpy().astype(np.int64)
+        found = log[name].to_pandas().map(names).fillna(len(names)).to_numpy()
+        return np.asarray(found, dtype=np.int64)
     numbers, edges = log[name].to_pandas().to_numpy(dtype=np.float64), list(EDGES[name])
     return np.asarray(np.where(np.isnan(numbers), len(edges) + 1, np.digitize(numbers, edges)), dtype=np.int64)
