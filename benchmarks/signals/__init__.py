@@ -1,1 +1,1 @@
-"""Benchmarks of releasing signals and of learning from them."""
+"""Releases, attribution and learning from reports, measured."""

@@ -1,0 +1,239 @@
+"""What a model learned from noisy tables alone is worth, beside logistic regression on the rows with the same columns.
+
+Figures are shares of the log-likelihood distance between the constant and the granular logistic regression, and
+normalized log-likelihoods 1 - LL / H, H that of the constant, on held-out users. Every table is of positives and of
+negatives: a row changes one of all these counts by 1, so T tables with noise z sqrt(T) are one Gaussian mechanism of
+noise multiplier z; a user of at most m rows makes it m z sqrt(T). With pairs, columns get `SINGLES_SHARE` of 1 / z^2.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+from sklearn.preprocessing import OneHotEncoder  # type: ignore[import-untyped]
+
+from accounting import calibrate, mechanisms
+from accounting.budget import Budget
+from benchmarks.harness import Figure, Spread
+from privads.logs.logs import Logs
+from privads.logs.simulator import FIELDS, simulate
+from privads.signals.margins import Margin
+from privads.signals.maximum_entropy_fit import fit_maximum_entropy
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+COLUMNS = (
+    "campaign", "site", "device", "country", "hour", "creative_size", "age_band", "interest", "ad_position",
+    "user_recency_hours",
+)  # fmt: skip
+"""The ten whose absence costs logistic regression most; `advertiser` follows from `campaign`."""
+
+TIED = (
+    "campaign", "advertiser", "site", "device", "creative_size", "age_band", "interest", "ad_position", "bid_usd",
+    "country",
+)  # fmt: skip
+"""Ten of which one column determines another, and bids move positions."""
+
+EDGES = {"user_recency_hours": (1, 3, 6, 12, 24, 48, 96), "ad_position": range(2, 11), "bid_usd": (1, 2, 3, 4, 6, 10)}
+SINGLES_SHARE = 0.5
+ROWS_PER_USER = 10
+DELTA = 1e-6
+SEEDS = 5
+SHARE_WANTED, LOSS_ALLOWED, SECONDS_ALLOWED = 0.75, -0.005, 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Rows (rows, columns) of codes, their labels and users, to learn from and to judge by."""
+
+    sizes: tuple[int, ...]
+    rows: Codes
+    labels: Floats
+    users: Codes
+    test_rows: Codes
+    test_labels: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worth:
+    """What came of one fit: normalized log-likelihood, its share of the granular model's, and the seconds it took."""
+
+    likelihood: float
+    share: float
+    seconds: float
+
+
+def split(columns: Sequence[Codes], labels: Floats, users: Codes) -> Split:
+    """Returns every sixth user for judging."""
+    rows, held = np.stack(columns, axis=1), users % 6 == 0
+    return Split(
+        sizes=tuple(int(column.max()) + 1 for column in columns),
+        rows=rows[~held],
+        labels=labels[~held],
+        users=users[~held],
+        test_rows=rows[held],
+        test_labels=labels[held],
+    )
+
+
+def simulated(users: int, columns: Sequence[str], *, seed: int) -> Split:
+    """Returns a simulated log with its clicks; numbers are cut at public edges, a missing value is its own."""
+    log = simulate(users, seed=seed)
+    return split(
+        [_codes(log, name) for name in columns],
+        log["is_click"].to_numpy().astype(np.float64),
+        log["user_id"].to_pandas().astype("category").cat.codes.to_numpy().astype(np.int64),
+    )
+
+
+def of_log(logs: Logs, columns: Sequence[str], task: str) -> Split:
+    """Returns a public log by the given columns; each row is its own user."""
+    parts = list(logs.raw())
+    found = []
+    for name in columns:
+        texts = pd.concat([_texts(*part.texts[name]) for part in parts])
+        found.append(pd.factorize(texts, use_na_sentinel=False)[0].astype(np.int64))
+    labels = np.concatenate([part.labels[task] for part in parts]).astype(np.float64)
+    order = np.random.default_rng(0).permutation(len(labels)).astype(np.int64)
+    return split(found, labels, order)
+
+
+def bounded(log: Split, rows_per_user: int, rng: np.random.Generator) -> Split:
+    """Returns at most so many rows of each user to learn from, chosen at random."""
+    order = np.lexsort((rng.random(len(log.users)), log.users))
+    users = log.users[order]
+    place = np.arange(len(users)) - np.searchsorted(users, users)
+    kept = order[place < rows_per_user]
+    return Split(
+        sizes=log.sizes,
+        rows=log.rows[kept],
+        labels=log.labels[kept],
+        users=log.users[kept],
+        test_rows=log.test_rows,
+        test_labels=log.test_labels,
+    )
+
+
+def released(
+    log: Split, pairs: Sequence[tuple[int, int]], *, epsilon: float, rows_per_user: int, rng: np.random.Generator
+) -> tuple[list[Margin], list[Margin]]:
+    """Returns noisy tables of rows and of positives, by every column and by the pairs."""
+    budget = Budget(epsilon=epsilon, delta=DELTA, unit="example")
+    z = calibrate.noise_multiplier(lambda s: mechanisms.gaussian(noise_multiplier=s), budget)
+    share, singles = (SINGLES_SHARE if pairs else 1.0), len(log.sizes)
+    rows, hits = [], []
+    for key in (*((column,) for column in range(singles)), *pairs):
+        tables = singles / share if len(key) == 1 else len(pairs) / (1 - share)
+        noise_std, shape = rows_per_user * z * math.sqrt(tables), tuple(log.sizes[column] for column in key)
+        places = np.ravel_multi_index(tuple(log.rows[:, column] for column in key), shape)
+        counted = (np.bincount(places, one, minlength=math.prod(shape)) for one in (log.labels, 1 - log.labels))
+        positives, negatives = (one.reshape(shape) + noise_std * rng.standard_normal(shape) for one in counted)
+        rows.append(Margin(columns=key, values=positives + negatives, noise_std=noise_std * math.sqrt(2)))
+        hits.append(Margin(columns=key, values=positives, noise_std=noise_std))
+    return rows, hits
+
+
+def all_pairs(log: Split) -> list[tuple[int, int]]:
+    """Returns every pair of columns."""
+    return list(itertools.combinations(range(len(log.sizes)), 2))
+
+
+def likelihood(log: Split, p: Floats) -> float:
+    """Returns the normalized log-likelihood of predictions for the held-out rows."""
+    y, constant = log.test_labels, np.full(len(p), log.labels.mean())
+    loss, most = (-(y * np.log(q) + (1 - y) * np.log1p(-q)).mean() for q in (np.clip(p, 1e-9, 1 - 1e-9), constant))
+    return float(1 - loss / most)
+
+
+def granular(log: Split) -> float:
+    """Returns the normalized log-likelihood of logistic regression on the rows, of the best of four penalties."""
+    encoder = OneHotEncoder(categories=[range(size) for size in log.sizes]).fit(log.rows[:1])
+    train, test = encoder.transform(log.rows), encoder.transform(log.test_rows)
+    fits = (LogisticRegression(C=c, max_iter=300).fit(train, log.labels) for c in (0.03, 0.1, 0.3, 1.0))
+    return max(likelihood(log, fit.predict_proba(test)[:, 1]) for fit in fits)
+
+
+def worth(
+    log: Split,
+    best: float,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    epsilon: float,
+    seed: int,
+    rows_per_user: int = 1,
+    told: bool = True,
+) -> Worth:
+    """Returns what one release and fit are worth. told: whether the model is told how noisy the tables are."""
+    rng = np.random.default_rng([seed, 1])
+    seen = bounded(log, rows_per_user, rng) if rows_per_user > 1 else log
+    tables = released(seen, pairs, epsilon=epsilon, rows_per_user=rows_per_user, rng=rng)
+    if not told:
+        rows, hits = ([Margin(columns=m.columns, values=m.values, noise_std=0.0) for m in side] for side in tables)
+        tables = rows, hits
+    started = time.perf_counter()
+    model = fit_maximum_entropy(*tables, source=f"simulated, epsilon {epsilon}, delta {DELTA}", seed=seed)
+    seconds = time.perf_counter() - started
+    found = likelihood(log, model.predict(log.test_rows))
+    return Worth(likelihood=found, share=found / best, seconds=seconds)
+
+
+def simulated_figures(users: int, *, seeds: int = SEEDS, pairs: bool = True) -> Iterator[Figure]:
+    """Yields the figures on simulated logs, a world a seed; about four rows a user, five sixths to learn from."""
+    kinds: list[tuple[str, float, int, bool, bool]] = [
+        ("example_epsilon_5", 5.0, 1, True, False),
+        ("example_epsilon_1", 1.0, 1, True, False),
+        ("example_epsilon_1_ignoring_noise", 1.0, 1, False, False),
+        ("user_epsilon_5", 5.0, ROWS_PER_USER, True, False),
+        *([("example_epsilon_5_all_pairs", 5.0, 1, True, True)] if pairs else []),
+    ]
+    found: dict[str, list[Worth]] = {name: [] for name, *_ in kinds}
+    for seed in range(seeds):
+        log = simulated(users, COLUMNS, seed=seed)
+        best = granular(log)
+        for name, epsilon, m, told, paired in kinds:
+            chosen = all_pairs(log) if paired else []
+            found[name].append(worth(log, best, chosen, epsilon=epsilon, seed=seed, rows_per_user=m, told=told))
+    for name, ones in found.items():
+        wanted = SHARE_WANTED if name == "example_epsilon_5" else None
+        least = LOSS_ALLOWED if name == "example_epsilon_1" else None
+        yield from _spread(f"from_tables_share_{name}", [one.share for one in ones], at_least=wanted)
+        yield from _spread(f"from_tables_likelihood_{name}", [one.likelihood for one in ones], at_least=least)
+        most = max(one.seconds for one in ones)
+        yield Figure(name=f"from_tables_fit_{name}", value=most, unit="s", at_most=SECONDS_ALLOWED)
+
+
+def log_figures(name: str, log: Split, *, seeds: int = SEEDS) -> Iterator[Figure]:
+    """Yields the share on a real log at epsilon 5, of columns only and with all pairs, over seeds of the noise."""
+    best = granular(log)
+    yield Figure(name=f"from_tables_granular_{name}", value=best, unit="normalized log-likelihood")
+    for kind, pairs in (("columns", []), ("all_pairs", all_pairs(log))):
+        shares = [worth(log, best, pairs, epsilon=5.0, seed=seed).share for seed in range(seeds)]
+        yield from _spread(f"from_tables_share_{name}_{kind}", shares)
+
+
+def _spread(name: str, values: Sequence[float], *, at_least: float | None = None) -> Iterator[Figure]:
+    of = Spread.of(values)
+    yield Figure(name=name, value=of.mean, unit="mean", at_least=at_least)
+    yield Figure(name=f"{name}_low", value=of.low, unit="95 % interval")
+    yield Figure(name=f"{name}_high", value=of.high, unit="95 % interval")
+
+
+def _texts(codes: Codes, values: Sequence[str | None]) -> pd.Series:
+    return pd.Series([None if code < 0 else values[code] for code in codes.tolist()], dtype=object)
+
+
+def _codes(log: pyarrow.Table, name: str) -> Codes:
+    if name in FIELDS:
+        names = {text: code for code, text in enumerate(FIELDS[name].names)}
+        found = log[name].to_pandas().map(names).fillna(len(names)).to_numpy()
+        return np.asarray(found, dtype=np.int64)
+    numbers, edges = log[name].to_pandas().to_numpy(dtype=np.float64), list(EDGES[name])
+    return np.asarray(np.where(np.isnan(numbers), len(edges) + 1, np.digitize(numbers, edges)), dtype=np.int64)
