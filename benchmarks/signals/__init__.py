@@ -1,0 +1,1 @@
+"""Releases, attribution and learning from reports, measured."""
