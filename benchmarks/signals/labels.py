@@ -31,7 +31,7 @@ from privads.signals.debiased_metrics import debiased_metrics
 from privads.signals.randomized_labels import LabelRelease, RandomizedHead
 
 EPSILONS = (1.0, 3.0)
-SEEDS, USERS = 5, 50_000
+SEEDS, USERS = 5, 25_000
 QUICK_SEEDS, QUICK_USERS = 2, 1_000
 
 PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
@@ -78,8 +78,9 @@ class Task:
             _fit(model, self.learn, self.name, head, penalty)
             with torch.no_grad():
                 loss = float(_loss(model, self.choose, self.name, head).mean())
-                if loss < best:
-                    best, found = loss, prediction(head, model(self.judge)[self.name]).numpy()
+                if loss >= best:
+                    break  # and worse with every smaller penalty
+                best, found = loss, prediction(head, model(self.judge)[self.name]).numpy()
         return found
 
     def sums(self, scores: Floats) -> ScoreSums:
@@ -189,7 +190,7 @@ def _loss(model: Logistic, batch: Batch, task: str, head: Head) -> Tensor:
 
 def _fit(model: Logistic, batch: Batch, task: str, head: Head, penalty: float) -> None:
     optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=60, history_size=20, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        model.parameters(), max_iter=40, history_size=20, tolerance_change=1e-7, line_search_fn="strong_wolfe"
     )
     ridge = penalty / (2 * batch.rows)
 

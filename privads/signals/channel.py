@@ -169,7 +169,7 @@ def backward_loss(
         for together in torch.unique(open_, dim=0).numpy(force=True):
             if not together.all():  # all states in one group are answered alike in any channel
                 channel.grouped(_merged(together))
-        waiting = open_.any(dim=1, keepdim=True)  # the others' logarithm of nothing would make the gradient NaN
+        waiting = open_.any(dim=1, keepdim=True)  # the others have nothing open, whose logarithm has no gradient
         log_open = torch.where(open_ | ~waiting, log_probabilities, -math.inf).logsumexp(dim=1, keepdim=True)
         loss = -torch.where(open_, log_open, log_probabilities)
     return (_like(channel.inverse, log_probabilities)[answers] * loss).sum(dim=1)

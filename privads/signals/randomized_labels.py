@@ -5,7 +5,8 @@ states are none, and the first, ..., W-th window in which the event came. A row'
 response (`EventReports`), once, before anything is learned; what is done with the answers later is free.
 
     guarantee   epsilon at delta 0, of one row (unit `example`) under neighbors `replace-label`: two logs that differ in
-                one row's label are alike. Features, when a row was shown and which rows there are is not protected.
+                one row's label are alike. Features, when a row was shown and which rows there are is not protected;
+                an event that is the label of several rows is protected in each of them by itself.
 
 What a row shows of its answer by now: windows that have closed. An event in a window that has not is no report yet, and
 late is not negative: the likelihood sums over the answers that may still arrive (`channel`). A label that is missing or
