@@ -11,7 +11,8 @@ from privads.signals.channel import Channel
 from privads.signals.randomized_labels import RandomizedHead
 
 
-def test_every_way_of_learning_is_measured_and_forward_has_a_target() -> None:
+def test_every_way_of_learning_is_measured_and_forward_has_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "PENALTIES", (30.0,))
     figures = {one.name: one for one in labels.clicks(seeds=2, users=150)}
     for epsilon in ("1", "3"):
         for way in ("ignored", "ignored_then_rescaled", "forward", "backward"):
