@@ -218,6 +218,15 @@ class Browser:
             everyone=limits.global_budget - self._global_budgets.get(epoch, limits.global_budget),
         )
 
+    @property
+    def most_spent(self) -> Spent:
+        """The most that any site has taken in any epoch, and the most that all have."""
+        limits = self.limits
+        return Spent(
+            site=limits.site_budget - min(self._site_budgets.values(), default=limits.site_budget),
+            everyone=limits.global_budget - min(self._global_budgets.values(), default=limits.global_budget),
+        )
+
     # Attribution
 
     def _attributed(self, now: int, site: str, caller: str, asked: "_Asked") -> list[int] | None:
