@@ -186,8 +186,8 @@ def test_estimates_are_unbiased_and_their_stated_noise_is_theirs() -> None:
     truth = float(measures[states].sum())
     std = float(np.sqrt((stated**2).mean()))
     assert abs(figures.mean() - truth) < 5.5 * std / draws**0.5  # by chance below 4e-8
-    # figures are sums of thousands, near normal: 5.5 deviations of a variance of 6,000, 10 %, by chance below 1e-7; a std
-    # that is 10 % off is 11 deviations away, missed below 1e-6
+    # figures are sums of thousands, near normal: 5.5 deviations of a variance of 6,000, 10 %, by chance below 1e-7; a
+    # std that is 10 % off is 11 deviations away, missed below 1e-6
     assert figures.var() / std**2 == pytest.approx(1.0, abs=5.5 * (2 / draws) ** 0.5)
     assert stated.std() < 0.05 * std
 
