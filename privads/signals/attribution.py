@@ -124,14 +124,15 @@ class AttributionPlan:
             seen=answered.seen if schema.public else {},
         )
 
-    def exact(self, logs: Logs) -> dict[str, Floats]:
+    def exact(self, logs: Logs, *, insecure_seed: int | None = None) -> dict[str, Floats]:
         """Returns the figures without noise, per measure (cells,), of a log that is declared public; of any other they
-        are nobody's to see. Budgets and caps are kept all the same.
+        are nobody's to see. Budgets and caps are kept all the same; under one seed, browsers draw as they do in `run`.
         """
         if not self.schema.public:
             raise ValueError(f"figures without noise are refused: {self.schema.dataset!r} is not declared public")
-        rows = self._read(self._timed(logs))
-        return self._by_measure(self.interface.answered(*rows, randomness=Randomness(), insecure_seed=None).exact)
+        rows, randomness = self._read(self._timed(logs)), Randomness(insecure_seed=insecure_seed)
+        answered = self.interface.answered(*rows, randomness=randomness, insecure_seed=insecure_seed)
+        return self._by_measure(answered.exact)
 
     def _by_measure(self, steps: Floats) -> dict[str, Floats]:
         return {name: steps[:, place] * unit for place, (name, unit) in enumerate(self.interface.units.items())}
