@@ -174,6 +174,18 @@ def test_every_declared_cell_has_its_noise(log: Path, api: str, scale: float) ->
     assert abs(values.mean()) < 5.5 * std[0] / 20_000**0.5
 
 
+def test_every_source_answers_at_random(tmp_path: Path) -> None:
+    file = write(tmp_path, [(str(i), 1, None, "news", "s1", 1.0) for i in range(20_000)])
+    schema = facts()
+    found = planned(schema, api="event").run(Logs(file, schema), ledger=None)  # of two states p = 2 / (2 + e - 1)
+    p = 2 / (1 + np.e)
+    std = (20_000 * (p / 2) * (1 - p / 2)) ** 0.5 / (1 - p)
+    assert found.noise_std["reports"][0] == pytest.approx(std, rel=0.05)
+    # nothing was reported: beyond 5.5 deviations by chance below 4e-8; answers as they are would be 80 deviations low
+    assert 0 < abs(found.values["reports"][0]) < 5.5 * std
+    assert found.values["reports"][1] == 0  # games, which no ad was on: that is public
+
+
 def test_two_reports_have_different_noise_unless_a_public_log_is_seeded(log: Path) -> None:
     schema = facts()
     for api in COST:
