@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from click import ClickException, UsageError
 
-from privads import cli_budget, cli_calibrate, cli_evaluate, cli_explore, cli_release
+from privads import cli_attribute, cli_budget, cli_calibrate, cli_evaluate, cli_explore, cli_release
 from privads.cli_budget import Json
 
 app = typer.Typer(
@@ -155,6 +155,7 @@ def convert(
     typer.echo(f"{rows} rows: {out}; schema: {out.parent / 'ads.toml'}")
 
 
+app.command("attribute")(cli_attribute.attribute)
 app.command("explore")(cli_explore.explore)
 app.command("release")(cli_release.release)
 app.command("evaluate")(cli_evaluate.evaluate)

@@ -1,5 +1,7 @@
 """`run.toml` as a value. It imports no torch, so that a typing error is answered at once."""
 
+import itertools
+import math
 import tomllib
 from collections.abc import Sequence
 from datetime import datetime
@@ -158,6 +160,79 @@ class ReleaseTable(_Table):
     out: str | None = None
 
 
+class AttributionTable(_Table):
+    """What `privads attribute` makes of a log: by which interface, which cells, and what the interface is asked for.
+
+    keys: columns of the impression, and of each the values that are shown; every combination is a cell. start, days:
+    the impressions that count. epsilon: of the interface, by its own unit; what it costs an owner of the rows is
+    another figure, which `plan.epsilon` must cover. value: a numeric column; without it conversions are counted.
+    """
+
+    api: Literal["w3c", "event", "summary"]
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    label: str
+    keys: dict[str, list[str]] = Field(min_length=1)
+    start: datetime
+    days: int = Field(ge=1, le=3660)
+    lookback_days: int = Field(default=30, ge=1, le=30)
+    value: str | None = None
+    conversion_site: str | None = None
+    impression_site: str | None = None
+    value_steps: int = Field(default=100, ge=1, le=1 << 20)
+    credit: list[float] = Field(default=[1.0], min_length=1, max_length=10)
+    site_budget: float = Field(default=1.0, gt=0, le=4294)
+    global_budget: float = Field(default=8.0, gt=0, le=4294)
+    impression_site_quota: float = Field(default=4.0, gt=0, le=4294)
+    epoch_days: int = Field(default=7, ge=1, le=3660)
+    source_type: Literal["navigation", "event"] = "event"
+    windows_days: list[int] | None = Field(default=None, min_length=1, max_length=5)
+    value_edges: list[float] = Field(default=[], max_length=31)
+    reports: int | None = Field(default=None, ge=1, le=20)
+    sources_per_unit: int = Field(default=1, ge=1, le=1000)
+    source_time: Literal["excluded", "included"] = "excluded"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for key in sorted(self.model_fields_set):
+            apis = _ONLY_OF.get(key, (self.api,))
+            if self.api not in apis:
+                raise ValueError(f"{key} belongs to api = {' or '.join(map(repr, apis))}, and api is {self.api!r}")
+        for column, values in self.keys.items():
+            if not values:
+                raise ValueError(f"keys.{column} names no value")
+            if len(set(values)) < len(values):
+                raise ValueError(
+                    f"keys.{column} names a value twice: it would be shown with two noises, and paid for once"
+                )
+        most = MOST_API_EPSILON[self.api]
+        if self.epsilon > most:
+            raise ValueError(f"epsilon must be at most {most} for api = {self.api!r}, got {self.epsilon}")
+        if self.value is None and {"value_steps", "value_edges"} & self.model_fields_set:
+            raise ValueError("value_steps and value_edges are about a conversion's value: name its column, value")
+        if self.value is not None and self.api == "event" and not self.value_edges:
+            raise ValueError("event-level reports tell a value by its place among edges: state value_edges")
+        for name, rising in (("value_edges", self.value_edges), ("windows_days", self.windows_days or [])):
+            if not all(a < b for a, b in itertools.pairwise(rising)) or any(not math.isfinite(one) for one in rising):
+                raise ValueError(f"{name} must rise, got {rising}")
+        if self.windows_days and not 1 <= self.windows_days[0] <= self.windows_days[-1] <= self.lookback_days:
+            raise ValueError(f"windows_days must be from 1 to lookback_days, {self.lookback_days}")
+        if not all(0 < part < math.inf for part in self.credit):
+            raise ValueError("credit must be finite and above 0")
+        return self
+
+
+MOST_API_EPSILON = {"w3c": 4294, "event": 14, "summary": 64}
+"""The largest that each interface takes: 32 bits of micro-epsilon; Chromium's; the aggregation service's."""
+
+_ONLY_OF = {
+    **dict.fromkeys(("impression_site", "value_steps", "credit", "site_budget", "global_budget"), ("w3c",)),
+    **dict.fromkeys(("impression_site_quota", "epoch_days"), ("w3c",)),
+    **dict.fromkeys(("source_type", "windows_days", "value_edges"), ("event",)),
+    "reports": ("event", "summary"),
+    **dict.fromkeys(("sources_per_unit", "source_time"), ("summary",)),
+}
+
+
 class RunTable(_Table):
     """Where the run folder and a working checkpoint go, the run it starts from, and seeds."""
 
@@ -185,6 +260,8 @@ class RunConfig(_Table):
     features: FeaturesTable | None = None
     evaluation: EvaluationTable | None = None
     release: ReleaseTable | None = None
+
+    attribution: AttributionTable | None = None
     ledger: LedgerTable | None = None
     run: RunTable = RunTable()
 

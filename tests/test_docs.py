@@ -10,6 +10,7 @@ from privads.logs.schema import Schema, known_formats
 from privads.models import MODELS
 from privads.run_config import (
     DEFAULT_MODEL,
+    AttributionTable,
     DataTable,
     EvaluationTable,
     FeaturesTable,
@@ -34,6 +35,7 @@ def test_the_page_names_every_key_of_a_run_file() -> None:
         "ledger": LedgerTable,
         "features": FeaturesTable,
         "evaluation": EvaluationTable,
+        "attribution": AttributionTable,
         "model": ModelTable,
         "plan": PlanTable,
         "run": RunTable,

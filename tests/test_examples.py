@@ -43,6 +43,24 @@ def test_an_example_holds_data_model_name_and_budget_only(path: Path) -> None:
     assert set(keys) <= {"path", "schema", "test_after", "test_fraction", "name", "epsilon", "delta", "unit"}
 
 
+def test_the_attribution_report_shows_sums_budgets_and_noise(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "attribution_report.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for api in ("w3c", "event", "summary"):
+        assert re.search(rf"^{api}: (conversions|reports) of simulated-ads", done.stdout, re.M)
+    assert re.search(r"site_budget 1, global_budget 8", done.stdout)
+    assert "no guarantee where sites act together" in done.stdout
+    assert re.search(r"^  phone-ios +[\d,.]+   true +[\d,]+   noise std 2.8$", done.stdout, re.M)
+    assert ("talkingdata-adtracking" in done.stdout) == DATA.is_dir()
+    assert done.stdout.splitlines()[-1].startswith("every sum is within ")
+
+
 @pytest.mark.slow
 def test_the_demo_ends_with_its_five_lines(tmp_path: Path) -> None:
     done = subprocess.run(

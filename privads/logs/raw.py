@@ -15,8 +15,8 @@ from privads.logs.schema import Schema
 class Raw:
     """Some rows before any transform. numbers: per numeric column (rows,) float, NaN where missing, clipped to the
     schema's range. texts: per categorical column. labels, observed: per task (rows,); a label that waits is observed
-    once its window has closed. units: per unit column (rows,). times: (rows,) datetime64[us]. pasts: what the rows look
-    back at, of a log that is read through features.
+    once its window has closed. units: per unit column (rows,). times: (rows,) datetime64[us]. hours: per task that
+    waits (rows, 2), as `Batch` has them. pasts: what the rows look back at, of a log that is read through features.
     """
 
     numbers: dict[str, NDArray[np.float64]]
@@ -25,6 +25,7 @@ class Raw:
     observed: dict[str, NDArray[np.bool_]]
     units: list[NDArray[np.object_]]
     times: NDArray[np.datetime64]
+    hours: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     pasts: dict[Past, Earlier] = field(default_factory=dict)
 
     @property
@@ -42,6 +43,7 @@ def raw_rows(part: Part, schema: Schema) -> Raw:
         observed=settled(part, schema),
         units=part.units,
         times=part.times,
+        hours=part.hours,
         pasts=part.pasts,
     )
 

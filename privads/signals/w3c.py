@@ -218,6 +218,15 @@ class Browser:
             everyone=limits.global_budget - self._global_budgets.get(epoch, limits.global_budget),
         )
 
+    @property
+    def most_spent(self) -> Spent:
+        """The most that any site has taken in any epoch, and the most that all have."""
+        limits = self.limits
+        return Spent(
+            site=limits.site_budget - min(self._site_budgets.values(), default=limits.site_budget),
+            everyone=limits.global_budget - min(self._global_budgets.values(), default=limits.global_budget),
+        )
+
     # Attribution
 
     def _attributed(self, now: int, site: str, caller: str, asked: "_Asked") -> list[int] | None:
@@ -271,7 +280,7 @@ class Browser:
         l1_norm: of the histogram, where only this epoch can be in it: then another impression could change the report
         by no more. Where several epochs are, one of them can move the whole value from one bucket to another.
         """
-        scale = 2 * asked.conversion.most_value / asked.conversion.epsilon
+        scale = noise_scale(epsilon=asked.conversion.epsilon, most_value=asked.conversion.most_value)
         by_value = math.ceil(2 * asked.conversion.value / scale * MICRO)
         of_site = by_value if l1_norm is None else math.ceil(l1_norm / scale * MICRO)
         limits, quotas = self.limits, {(epoch, one.site) for one in matched}
@@ -317,7 +326,12 @@ def aggregate(
     if (table < 0).any() or (table.sum(axis=1) > most_value).any():
         raise ValueError("a report's sum must be from 0 to most_value, and none of its buckets below 0")
     total: NDArray[np.int64] = table.sum(axis=0)
-    return total + randomness.discrete_laplace(len(total), scale=2 * most_value / epsilon)
+    return total + randomness.discrete_laplace(len(total), scale=noise_scale(epsilon=epsilon, most_value=most_value))
+
+
+def noise_scale(*, epsilon: float, most_value: int) -> float:
+    """Returns the scale of the noise that is added to a sum, ``2 most_value / epsilon``."""
+    return 2 * most_value / epsilon
 
 
 def fairly_allocate_credit(credit: Sequence[float], value: int, draw: Callable[[], float]) -> list[int]:

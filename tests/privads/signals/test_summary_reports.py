@@ -8,9 +8,12 @@ from privads.noise import Randomness
 from privads.signals.summary_reports import (
     CONTRIBUTION_BUDGET,
     MOST_CONTRIBUTIONS,
+    MOST_LOOKBACK_DAYS,
     MOST_REPORTS,
     event,
     noise_std,
+    null_reports,
+    padded,
     summarized,
     within_budget,
 )
@@ -85,3 +88,52 @@ def test_bad_input_is_one_clear_line(changes: dict[str, object], message: str) -
     given: dict[str, object] = {"sources": [1], "reports": [1], "keys": [1], "values": [5], "declared": [1]}
     with pytest.raises(ValueError, match=message):
         summarized(**{**given, "epsilon": 1.0, "randomness": Randomness(), **changes})  # type: ignore[arg-type]
+
+
+# Null reports: the published rates are 0.05 for a conversion, or 0.008 for a day of look-back
+
+
+def z_of(seen: int, draws: int, rate: float) -> float:
+    return float((seen - draws * rate) / (draws * rate * (1 - rate)) ** 0.5)
+
+
+def test_a_conversion_without_a_report_sends_a_null_one_at_the_published_rate() -> None:
+    real = np.repeat([-1, 3], 200_000)
+    sent = null_reports(real, source_time="excluded", randomness=Randomness())
+    assert sent.shape == (400_000, 1)
+    # |z| > 5.5 by chance below 4e-8; a rate that is 10 % off is 10 deviations away, missed below 1e-5
+    assert abs(z_of(int(sent[:200_000].sum()), 200_000, 0.05)) < 5.5
+    assert not sent[200_000:].any()  # a real report stands in its place
+
+
+def test_every_day_of_look_back_but_the_true_one_sends_a_null_report_at_the_published_rate() -> None:
+    real = np.repeat([-1, 0, 3, 30], 20_000)
+    sent = null_reports(real, source_time="included", randomness=Randomness())
+    assert sent.shape == (80_000, MOST_LOOKBACK_DAYS + 1) == (80_000, 31)
+    for day in (0, 3, 30):
+        assert not sent[real == day, day].any()
+    draws = sent.size - 60_000
+    # |z| > 5.5 by chance below 4e-8; a rate that is 10 % off is missed below 1e-15
+    assert abs(z_of(int(sent.sum()), draws, 0.008)) < 5.5
+    # each day alone, of 60,000 draws or more: by chance below 31 x 4e-8; 50 % off is missed below 1e-4
+    for day in range(31):
+        assert abs(z_of(int(sent[real != day, day].sum()), int((real != day).sum()), 0.008)) < 5.5
+
+
+def test_every_report_has_as_many_contributions_and_the_nulls_add_nothing() -> None:
+    for count in (0, 1, 19, 20):
+        own = [(key + 1, 5) for key in range(count)]
+        made = padded(own)
+        assert len(made) == 20
+        assert made[:count] == own
+        assert sum(value for _, value in made) == 5 * count
+    with pytest.raises(ValueError, match="at most 20 contributions, got 21"):
+        padded([(1, 1)] * 21)
+
+
+@pytest.mark.parametrize("days", [[31], [-2], [0.5], [[1]], ["a"]])
+def test_days_beyond_the_look_back_are_refused(days: list[object]) -> None:
+    with pytest.raises(ValueError, match="source_days must be"):
+        null_reports(days, source_time="included", randomness=Randomness())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="source_time must be"):
+        null_reports([1], source_time="never", randomness=Randomness())  # type: ignore[arg-type]
