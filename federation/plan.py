@@ -196,8 +196,7 @@ class FederatedPlan:
                 f"sampler {self.sampler!r} cannot be accounted for: a plan samples users by 'poisson'. Cohorts of a "
                 "fixed size, or of whoever is there, cost several times the epsilon of Poisson sampling at equal noise"
             )
-        if self.mechanism not in get_args(Mechanism):
-            raise ValueError(f"mechanism must be 'central' or 'local', got {self.mechanism!r}")
+        _check_mechanism(self.mechanism)
         local = self.mechanism == "local"
         if local != (self.participations is not None):
             raise ValueError(
@@ -249,6 +248,7 @@ def _event_of(plan: FederatedPlan, noise: float, count_noise: float | None, roun
 def _check_budget(budget: Budget, population: int, mechanism: str) -> None:
     if budget.unit == EXAMPLE:
         raise ValueError("a federated run protects users: the unit must be their name in the schema, such as 'user'")
+    _check_mechanism(mechanism)
     needed = _NEIGHBORS[mechanism]
     if budget.neighbors != needed:
         raise ValueError(f"mechanism {mechanism!r} is accounted for neighbors {needed!r}, not {budget.neighbors!r}")
@@ -257,3 +257,8 @@ def _check_budget(budget: Budget, population: int, mechanism: str) -> None:
             f"delta must be below 1 / population = {1 / population:.3g}, got {budget.delta}: "
             "a larger one would allow one user to be published outright"
         )
+
+
+def _check_mechanism(mechanism: str) -> None:
+    if mechanism not in get_args(Mechanism):
+        raise ValueError(f"mechanism must be 'central' or 'local', got {mechanism!r}")
