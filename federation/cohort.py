@@ -59,7 +59,7 @@ class Updates:
         """Returns (users,) the L2 norm of each user's whole update, tables and the rest together, in float64."""
         squared = torch.zeros(self.users, dtype=torch.float64)
         for one in self.dense.values():
-            squared += one.double().square().flatten(1).sum(1)
+            squared += _flat(one).double().square().sum(1)
         for table in self.tables.values():
             squared.index_add_(0, table.owners, table.values.double().square().sum(1))
         return squared.sqrt()
@@ -71,7 +71,7 @@ class Updates:
         kept = scale > 0
         dense = {}
         for name, one in self.dense.items():
-            flat = torch.where(kept[:, None], one.flatten(1).double(), 0.0)  # 0 times NaN would be NaN
+            flat = torch.where(kept[:, None], _flat(one).double(), 0.0)  # 0 times NaN would be NaN
             dense[name] = (scale @ flat).view(one.shape[1:])
         tables = {}
         for name, table in self.tables.items():
@@ -280,6 +280,11 @@ def _places(counts: Numbers, local_rows: int | None, step: int) -> _Places:
     rows = within if local_rows is None else (within + step * local_rows) % np.repeat(counts, taken)
     real = np.arange(longest) < taken[:, None]
     return _Places(*(torch.from_numpy(one) for one in (starts + rows, at, real)))
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Returns (users, numbers) of ``values`` (users, ...)."""
+    return values.unsqueeze(-1).flatten(1)
 
 
 def _one_each(offsets: Tensor) -> bool:
