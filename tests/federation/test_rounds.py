@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from accounting import mechanisms
 from accounting.budget import BudgetExceeded
 from federation.cohort import LocalTraining
 from federation.plan import FederatedPlan
@@ -262,6 +263,14 @@ def test_a_run_repeats_from_its_seed_and_only_from_it(log: Logs) -> None:
     assert not any(torch.equal(fresh[0][name], fresh[1][name]) for name in one)
 
 
+def test_rounds_in_which_nobody_takes_part_are_rounds(log: Logs) -> None:
+    """At a rate of 1 in 400, 20 rounds without an empty one have probability 1e-4."""
+    run = federate(task(log), log, plan(cohort=1, rounds=20))
+    assert run.rounds_done == 20
+    assert mechanisms.to_dict(run.plan.event)["count"] == 20
+    assert all(bool(one.isfinite().all()) for one in trained(run.model).values())
+
+
 def test_the_tasks_own_model_is_left_as_it_was(log: Logs) -> None:
     own = task(log)
     before = copy.deepcopy(own.model.state_dict())
@@ -276,7 +285,7 @@ def test_a_private_run_learns(log: Logs, server: str) -> None:
     batch = log.take(np.arange(len(log.units)))
     own = task(log, local_steps=4)
     run = federate(
-        own, log, plan(rounds=30, cohort=80, epsilon=50.0, clip_norm=1.0), optimizer=SERVERS[server], insecure_seed=0
+        own, log, plan(rounds=20, cohort=80, epsilon=50.0, clip_norm=1.0), optimizer=SERVERS[server], insecure_seed=0
     )
     first, last = (float(losses.per_row(model(batch), batch).detach().mean()) for model in (own.model, run.model))
     assert last < first - 0.03
