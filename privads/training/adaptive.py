@@ -49,7 +49,7 @@ def moved(
 
     count: the sum over units of (1[norm <= C] - 1/2). noise_std: of the noise on it. divisor: a public number.
     """
-    exact = torch.tensor(count, dtype=torch.float64)
+    exact = torch.tensor([count], dtype=torch.float64)
     noised = float(exact + randomness.normal_like(exact, noise_std=noise_std))
     share = 0.5 + noised / divisor
     found = clip_norm * math.exp(-RATE * max(-1.0, min(1.0, share - quantile)))
