@@ -72,5 +72,7 @@ def check_model(model: nn.Module) -> None:
         other = held.setdefault(id(parameter), name)
         if other != name and tables & {other, name}:
             raise UnsupportedModel(f"{name!r} and {other!r} are one table: use one layer in both places")
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        raise UnsupportedModel("users are trained on the processor: move the model there with model.cpu()")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UnsupportedModel("the model has no parameter that requires a gradient: there is nothing to train")

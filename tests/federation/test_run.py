@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from accounting import mechanisms
+from accounting.budget import Budget
+from accounting.ledger import Ledger
 from accounting.report.record import Report
 from accounting.report.render import html, markdown
 from federation.rounds import federate
@@ -80,6 +82,16 @@ def test_local_noise_is_told_apart_from_the_servers(log: Logs) -> None:
     assert report.mechanism.steps == found.participations
     assert report.mechanism.sampling_rate is None
     assert not any("trusted" in one for one in report.not_covered)
+
+
+def test_a_local_run_is_charged_for_a_replaced_user(tmp_path: Path) -> None:
+    limit = Budget(epsilon=20.0, delta=9e-5, unit="user", neighbors="replace")
+    ledger = Ledger.init(f"sqlite:///{tmp_path / 'budget.db'}", dataset="small", budget=limit)
+    found = plan(neighbors="replace", mechanism="local")
+    report = run(private_logs(tmp_path), found, ledger=ledger).report()
+    assert report.budget is not None
+    assert report.budget.this_run_epsilon == pytest.approx(found.spent.upper, rel=1e-6)
+    assert report.budget.charged_neighbors == "replace"
 
 
 def test_without_privacy_the_headline_says_so(log: Logs) -> None:

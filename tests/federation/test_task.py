@@ -55,6 +55,7 @@ def frozen() -> nn.Module:
         (nn.Sequential(nn.LazyLinear(2)), "layer '0' has no shape yet"),
         (nn.Sequential(Own([3], 2)), "layer '0' is a subclass of FusedTable"),
         (Twice(), "are one table"),
+        (nn.Linear(2, 2, device="meta"), r"move the model there with model\.cpu\(\)"),
         (frozen(), "nothing to train"),
     ],
 )
