@@ -19,10 +19,21 @@ from tests.privads.training.helpers import USERS, logs
 __all__ = ["USERS", "logs"]
 
 
-def plan(*, epsilon: float = 8.0, neighbors: Any = "add-remove", **settings: Any) -> FederatedPlan:
+def calibrated(*, epsilon: float = 8.0, neighbors: Any = "add-remove", **settings: Any) -> FederatedPlan:
     budget = Budget(epsilon=epsilon, delta=1e-5, unit="user", neighbors=neighbors)
     given = {"population": USERS, "cohort": 40, "rounds": 5, "clip_norm": 0.5, **settings}
     return FederatedPlan.for_budget(budget, **given)
+
+
+def plan(*, neighbors: Any = "add-remove", **settings: Any) -> FederatedPlan:
+    """Returns a plan with noise 1, or 3 under local noise, whose cost is looked up once and not searched for."""
+    local = settings.get("mechanism") == "local"
+    count = {"count_noise_multiplier": 4.0} if "clip_quantile" in settings else {}
+    given = {"population": USERS, "cohort": 40, "rounds": 5, "clip_norm": 0.5, **count, **settings}
+    if local:
+        given.setdefault("participations", given["rounds"])
+    budget = Budget(epsilon=100.0, delta=1e-5, unit="user", neighbors=neighbors)
+    return FederatedPlan(budget=budget, noise_multiplier=3.0 if local else 1.0, **given)
 
 
 def twin(**settings: Any) -> FederatedPlan:

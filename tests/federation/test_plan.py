@@ -10,7 +10,7 @@ from dp_accounting import dp_event
 from accounting import mechanisms
 from accounting.budget import Budget
 from federation.plan import FederatedPlan
-from tests.federation.helpers import plan, twin
+from tests.federation.helpers import calibrated, twin
 
 LARGE = Budget(epsilon=1e4, delta=1e-6, unit="user")
 
@@ -42,7 +42,7 @@ def test_over_selection_is_accounted_by_the_rate_at_which_users_are_asked() -> N
 
 
 def test_the_event_is_dp_sgd_on_users() -> None:
-    found = plan(rounds=7)
+    found = calibrated(rounds=7)
     expected = mechanisms.dp_sgd(sampling_rate=0.1, noise_multiplier=found.noise_multiplier, steps=7)
     assert mechanisms.to_json(found.event) == mechanisms.to_json(expected)
     assert mechanisms.to_dict(found.event_after(3))["count"] == 3
@@ -59,13 +59,13 @@ def test_following_a_quantile_costs_what_the_paper_says() -> None:
 
 def test_for_budget_uses_the_budget_up_and_keeps_it() -> None:
     for settings in ({"silos": 3}, {"clip_quantile": 0.5}, {"over_selection": 0.5}):
-        found = plan(epsilon=3.0, **settings)
+        found = calibrated(epsilon=3.0, **settings)
         assert 0.995 * 3.0 <= found.spent.upper <= 3.0
 
 
 def test_local_noise_is_accounted_for_every_update_that_a_user_sends_without_help_from_sampling() -> None:
     """n Gaussians of a replaced update, whose sensitivity is 2 C: one of noise z / (2 sqrt(n)), Balle and Wang 2018."""
-    found = plan(epsilon=5.0, neighbors="replace", mechanism="local", participations=4, rounds=50)
+    found = calibrated(epsilon=5.0, neighbors="replace", mechanism="local", participations=4, rounds=50)
     mu = 2 * math.sqrt(4) / found.noise_multiplier
 
     def cdf(x: float) -> float:
@@ -81,7 +81,7 @@ def test_local_noise_is_accounted_for_every_update_that_a_user_sends_without_hel
 
 
 def test_local_participations_leave_hardly_anyone_out_by_default() -> None:
-    found = plan(neighbors="replace", mechanism="local", rounds=1000)
+    found = calibrated(neighbors="replace", mechanism="local", rounds=1000)
     assert found.participations == 160  # 100 expected, and six times their square root
 
 
@@ -109,7 +109,7 @@ def test_local_participations_leave_hardly_anyone_out_by_default() -> None:
 )
 def test_what_cannot_be_accounted_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan(**settings)
+        calibrated(**settings)
 
 
 def test_the_unit_is_never_a_row() -> None:
@@ -118,7 +118,7 @@ def test_the_unit_is_never_a_row() -> None:
 
 
 def test_a_plan_above_its_budget_cannot_be_built() -> None:
-    found = plan()
+    found = calibrated()
     with pytest.raises(ValueError, match="more than its budget"):
         dataclasses.replace(found, noise_multiplier=0.9 * found.noise_multiplier)
     with pytest.raises(ValueError, match="more than its budget"):
