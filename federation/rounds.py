@@ -41,6 +41,12 @@ Progress = Callable[[FederatedPlan], AbstractContextManager[Callable[[int], None
 """Shows how far a run is: it is given the plan and then the number of rounds done, and nothing computed from rows."""
 
 
+FLOATING_POINT = (
+    "idealized: the proof is for real numbers; a user's update is computed in the model's own, clipped, summed and noised "
+    "in float64"
+)
+
+
 def averaging(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Returns the optimizer of federated averaging: a step of 1 along the mean update."""
     return torch.optim.SGD(weights, lr=1.0)
@@ -165,7 +171,7 @@ def federate(
         seconds=time.monotonic() - started,
         optimizer=type(optimizer([nn.Parameter(torch.zeros(1))])).__name__,
         randomness=randomness.description,
-        floating_point=randomness.floating_point,
+        floating_point=randomness.floating_point if secure else FLOATING_POINT,
         insecure_seed=insecure_seed,
         split=f"training: {'; '.join(getattr(one, 'split_text', 'all rows') for one in silos)}",
         features=getattr(silos[0], "features", None),

@@ -44,6 +44,7 @@ def test_a_charged_run_is_private_and_says_what_it_cost(tmp_path: Path) -> None:
     assert "user, add/remove, models of all rounds" in report.headline
     assert report.budget is not None
     assert report.budget.left_epsilon == pytest.approx(20.0 - found.spent.upper, abs=1e-3)
+    assert "summed and noised in float64" in report.mechanism.floating_point
     assert report.mechanism.event == mechanisms.to_dict(found.event)
     assert "follows the 0.5 quantile" in report.mechanism.clipping
     assert any("the server sees" in one and "trusted" in one for one in report.not_covered)
