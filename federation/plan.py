@@ -173,6 +173,11 @@ class FederatedPlan:
         return (1 + self.over_selection) * self.cohort / self.population
 
     @property
+    def steps(self) -> int:
+        """The rounds, by the name that they have in any plan."""
+        return self.rounds
+
+    @property
     def event(self) -> dp_event.DpEvent:
         """What the run executes, for any accountant."""
         return self.event_after(self.rounds)

@@ -42,8 +42,8 @@ Progress = Callable[[FederatedPlan], AbstractContextManager[Callable[[int], None
 
 
 FLOATING_POINT = (
-    "idealized: the proof is for real numbers; a user's update is computed in the model's own, clipped, summed and noised "
-    "in float64"
+    "idealized: the proof is for real numbers; a user's update is computed in the numbers of the model, and clipped, "
+    "summed and noised in float64"
 )
 
 

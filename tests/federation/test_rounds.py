@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import io
+import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +26,7 @@ from privads.batch import Batch
 from privads.logs.logs import Logs
 from privads.models import DCN, Logistic, losses
 from privads.noise import Randomness
+from privads.progress import bar
 from privads.training.clipping import UnsupportedModel
 from privads.training.tables import SparseSum
 from tests.federation.helpers import USERS, logs, pick, plan, private_logs, trained, twin, update_of_one
@@ -380,6 +382,19 @@ def test_private_data_need_a_ledger_a_plan_and_fresh_randomness(tmp_path: Path) 
     with pytest.raises(ValueError, match="insecure_seed is refused"):
         federate(task(log), rows, plan(), ledger=ledger, insecure_seed=1)
     assert ledger.history("small") == []
+
+
+def test_the_progress_bar_of_training_shows_rounds(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    federate(task(log), log, plan(), progress=bar)
+    assert "5/5" in terminal.getvalue()
 
 
 def test_every_round_is_shown_and_nothing_else(log: Logs) -> None:
