@@ -74,3 +74,4 @@ def _check_sibling(name: str) -> None:
 
 
 _check_sibling("accounting")
+_check_sibling("federation")

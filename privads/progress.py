@@ -3,20 +3,45 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
+from dp_accounting import dp_event
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from accounting.accountant import COARSE_GRID, epsilon
+from accounting.accountant import COARSE_GRID, Bounds, epsilon
+from accounting.budget import Budget
 from accounting.report.phrase import bound
-from privads.training.plan import TrainPlan
 from privads.training.run import RELEASED
 
 _UPDATES = 20
 
 
+class Plan(Protocol):
+    """What is shown of a plan: `privads.TrainPlan`, or `federation.FederatedPlan`, whose steps are rounds."""
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the run may cost; None without privacy."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def spent(self) -> Bounds:
+        """Bounds on the epsilon of all steps."""
+        ...
+
+    def event_after(self, steps: int) -> dp_event.DpEvent:
+        """Returns what the first ``steps`` execute."""
+        ...
+
+
 @contextlib.contextmanager
-def bar(plan: TrainPlan) -> Iterator[Callable[[int], None]]:
+def bar(plan: Plan) -> Iterator[Callable[[int], None]]:
     """Gives a function to call with the number of steps done; shows steps, epsilon so far (an upper bound), time left.
 
     Where stderr is no terminal it shows nothing. There is no training loss: it would be a release of its own.
@@ -44,12 +69,15 @@ def bar(plan: TrainPlan) -> Iterator[Callable[[int], None]]:
         yield show
 
 
-def spent_after(plan: TrainPlan, steps: int) -> str:
+def spent_after(plan: Plan, steps: int) -> str:
     """Returns the epsilon of the first ``steps`` steps with its terms, as text."""
     if plan.budget is None:
         return "NOT PRIVATE"
     budget = plan.budget
-    value = epsilon(plan.event_after(steps), delta=budget.delta, grid=COARSE_GRID).upper if steps else 0.0
+    value = 0.0
+    if steps:
+        event = plan.event_after(steps)
+        value = epsilon(event, delta=budget.delta, neighbors=budget.neighbors, grid=COARSE_GRID).upper
     return bound(
         min(value, plan.spent.upper),  # the coarse grid is an upper bound too, and at the end the looser one
         delta=budget.delta,

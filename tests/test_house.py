@@ -1,6 +1,7 @@
 """The house's own rules: what may import what, and that nothing is written that nobody asked for."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -67,23 +68,30 @@ def test_the_command_line_starts_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_every_public_name_resolves() -> None:
-    import privads
-
-    for name in privads.__all__:
-        assert getattr(privads, name) is not None
+@pytest.mark.parametrize("package", ["privads", "federation"])
+def test_every_public_name_resolves(package: str) -> None:
+    found = importlib.import_module(package)
+    for name in found.__all__:
+        assert getattr(found, name) is not None
+    assert set(found.__all__) <= set(dir(found))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        privads.nonsense  # noqa: B018
+        found.nonsense  # noqa: B018
 
 
-def test_another_package_called_accounting_is_named_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "accounting").mkdir()
-    (tmp_path / "accounting" / "__init__.py").write_text("")
+def test_federation_is_imported_without_torch() -> None:
+    code = "import sys, federation; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", ["accounting", "federation"])
+def test_another_package_of_one_of_our_names_is_named_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("")
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import privads"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert str(tmp_path / "accounting") in last
+    assert str(tmp_path / name) in last
     assert "shadows" in last
 
 

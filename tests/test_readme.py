@@ -81,7 +81,7 @@ def test_the_wheel_alone_runs_the_readmes_job(tmp_path: Path) -> None:
     wheel = next(wheels.glob("privads-*.whl"))
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
     names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} - {"bin"}
-    assert names == {"accounting", "privads"}
+    assert names == {"accounting", "federation", "privads"}
     assert (site / "privads" / "py.typed").is_file()
     work = tmp_path / "work"
     work.mkdir()

@@ -32,9 +32,25 @@ class ClipNorm:
         plan = self._plan
         if plan.clip_quantile is None or plan.count_noise_multiplier is None:
             return
-        count = torch.tensor([float(within.sum()) - 0.5 * len(within)], dtype=torch.float64)
-        noise_std = 0.5 * plan.count_noise_multiplier
-        noised = float(count + self._randomness.normal_like(count, noise_std=noise_std))
-        share = 0.5 + noised / plan.batch
-        moved = self.now * math.exp(-RATE * max(-1.0, min(1.0, share - plan.clip_quantile)))
-        self.now = min(max(moved, LEAST_CLIP_NORM), MOST_CLIP_NORM)
+        self.now = moved(
+            self.now,
+            count=float(within.sum()) - 0.5 * len(within),
+            noise_std=0.5 * plan.count_noise_multiplier,
+            divisor=plan.batch,
+            quantile=plan.clip_quantile,
+            randomness=self._randomness,
+        )
+
+
+def moved(
+    clip_norm: float, *, count: float, noise_std: float, divisor: float, quantile: float, randomness: Randomness
+) -> float:
+    """Returns the clip norm after one step of `ClipNorm`'s rule, and draws the noise of the count.
+
+    count: the sum over units of (1[norm <= C] - 1/2). noise_std: of the noise on it. divisor: a public number.
+    """
+    exact = torch.tensor([count], dtype=torch.float64)
+    noised = float(exact + randomness.normal_like(exact, noise_std=noise_std))
+    share = 0.5 + noised / divisor
+    found = clip_norm * math.exp(-RATE * max(-1.0, min(1.0, share - quantile)))
+    return min(max(found, LEAST_CLIP_NORM), MOST_CLIP_NORM)

@@ -2,13 +2,10 @@
 
 import dataclasses
 import hashlib
-import math
-import platform
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from accounting import mechanisms
-from accounting.accountant import Bounds, epsilon, without_amplification
+from accounting.accountant import Bounds
 from accounting.budget import EXAMPLE
 from accounting.ledger import Entry, Ledger
 from accounting.report import record, scores
@@ -31,15 +28,13 @@ from privads.evaluation.values import ValueMetrics, evaluate_value
 from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models.heads import heads_of, prediction
+from privads.promise import guarantee, ledger_budget, plain, this_run
 from privads.training.assumptions import assumptions
 from privads.training.plan import TrainPlan
 from privads.training.resume import Resumption
 
 RELEASED = "final model"
-NEIGHBORS = "One data set has {unit} more than the other."
-PACKAGES = ("dp-accounting", "numpy", "opacus", "pandas", "privads", "pyarrow", "torch")
 _CHUNK_ROWS = 1 << 16
-_PROFILE_DECADES = (0, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,16 +130,13 @@ class Run:
     def report(self) -> record.Report:
         """Returns the privacy report of this run."""
         return record.Report(
-            run=record.Run(
-                id=self.id,
+            run=this_run(
+                identity=self.id,
                 created_at=self.created_at,
-                library_version=version("privads"),
-                versions={name: version(name) for name in PACKAGES},
-                python=platform.python_version(),
                 seconds=self.facts.seconds,
                 seed=self.facts.seed,
                 insecure_seed=self.facts.insecure_seed,
-                config=_plain({**self.config, "plan": dataclasses.asdict(self.plan)}),
+                config={**self.config, "plan": dataclasses.asdict(self.plan)},
                 started_from=self.started_from,
             ),
             guarantee=self._guarantee(),
@@ -193,25 +185,13 @@ class Run:
         budget = self.plan.budget
         if budget is None:
             return None
-        spent, event = self.epsilon, self.plan.event
-        deltas = [float(f"{budget.delta / 10**decade:.6g}") for decade in _PROFILE_DECADES]
-        profile = {
-            d: epsilon(event, delta=d).upper for d in deltas
-        }  # a part with a delta of its own has no smaller one
-        library, _, number = spent.library.partition(" ")
-        unamplified = without_amplification(event, delta=budget.delta).upper
-        return record.Guarantee(
-            epsilon=spent.upper,
-            epsilon_lower=spent.lower,
-            delta=budget.delta,
-            unit=budget.unit,
-            unit_columns=() if budget.unit == "example" else self.schema.unit,
-            neighbors=budget.neighbors,
-            neighbors_definition=NEIGHBORS.format(unit=self._owned()),
+        return guarantee(
+            self.plan.event,
+            budget,
+            self.epsilon,
+            owned=self._owned(),
+            unit_columns=self.schema.unit,
             released=RELEASED,
-            accountant=record.Accountant(method=spent.method, grid=spent.grid, library=library, version=number),
-            epsilon_without_amplification=unamplified,
-            profile=tuple(record.ProfilePoint(delta=d, epsilon=e) for d, e in profile.items() if math.isfinite(e)),
         )
 
     def _owned(self) -> str:
@@ -279,29 +259,9 @@ class Run:
         return said
 
     def _ledger_budget(self) -> record.LedgerBudget | None:
-        budget = self.plan.budget
-        if self.ledger is None or self.entry is None or budget is None:
+        if self.ledger is None or self.entry is None or self.plan.budget is None:
             return None
-        now = self.ledger.balance(self.schema.dataset)
-        before = self.ledger.balance(self.schema.dataset, without=self.entry)
-        return record.LedgerBudget(
-            dataset=self.schema.dataset,
-            unit=now.limit.unit,
-            neighbors=now.limit.neighbors,
-            rule=now.rule if now.order is None else f"{now.rule} at order {now.order:g}",
-            limit_epsilon=now.limit.epsilon,
-            limit_delta=now.limit.delta,
-            spent_before_epsilon=before.spent_epsilon,
-            spent_before_delta=before.spent_delta,
-            this_run_epsilon=self.entry.epsilon,
-            this_run_delta=self.entry.delta,
-            charged_unit=self.entry.unit,
-            charged_neighbors=self.entry.neighbors,
-            left_epsilon=now.left_epsilon,
-            left_delta=now.left_delta,
-            entry=str(self.entry.id),
-            head=self.ledger.head(),
-        )
+        return ledger_budget(self.ledger, self.schema.dataset, self.entry)
 
     def _task_metrics(self, task: str, metrics: TaskMetrics) -> scores.TaskMetrics:
         reference = None
@@ -331,7 +291,7 @@ def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
 
 def settings_of(model: nn.Module) -> dict[str, Any]:
     """Returns the settings that a model was made with, as plain JSON; empty where it does not say."""
-    settings: dict[str, Any] = _plain(getattr(model, "settings", {}))
+    settings: dict[str, Any] = plain(getattr(model, "settings", {}))
     return settings
 
 
@@ -370,17 +330,3 @@ def predict(model: nn.Module, rows: Rows) -> dict[str, NDArray[np.float64]]:
             for task, outputs in model(batch).items():
                 chunks[task].append(prediction(heads[task], outputs).cpu().numpy())
     return {task: np.concatenate(parts) if parts else np.zeros(0) for task, parts in chunks.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Returns ``value`` as plain JSON: tuples as lists, infinity as text, anything else unknown as its text."""
-    match value:
-        case Mapping():
-            return {str(key): _plain(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_plain(inner) for inner in value]
-        case float() if not math.isfinite(value):
-            return str(value)
-        case None | bool() | int() | float() | str():
-            return value
-    return str(value)

@@ -8,6 +8,7 @@ import pytest
 
 from privads import progress
 from privads.training.plan import TrainPlan
+from tests.federation.helpers import plan as federated
 from tests.privads.training.helpers import small_plan
 
 
@@ -45,3 +46,11 @@ def test_epsilon_so_far_grows_to_the_plans_and_never_past_its_budget() -> None:
 
 def test_a_run_without_privacy_shows_no_epsilon() -> None:
     assert progress.spent_after(TrainPlan.without_privacy(population=10), 1) == "NOT PRIVATE"
+
+
+def test_a_federated_plan_is_shown_by_its_rounds_for_its_own_neighbors() -> None:
+    """Of a local plan's 20 rounds a user sends in 5: after those nothing more is lost."""
+    plan = federated(neighbors="replace", mechanism="local", rounds=20, participations=5)
+    values = [float(progress.spent_after(plan, rounds).split()[2]) for rounds in (1, 5, 20)]
+    assert values[0] < values[1] == values[2] == pytest.approx(plan.spent.upper, abs=0.01)
+    assert "user, replace" in progress.spent_after(plan, 5)

@@ -1,0 +1,34 @@
+"""The same tasks among many parties: users train where their rows are, and only noised sums of their updates are used.
+
+>>> import federation
+>>> federation.FederatedPlan.__name__
+'FederatedPlan'
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from federation.plan import FederatedPlan as FederatedPlan
+    from federation.rounds import federate as federate
+    from federation.run import FederatedRun as FederatedRun
+    from federation.task import Task as Task
+
+_NAMES = {
+    "FederatedPlan": "federation.plan",
+    "FederatedRun": "federation.run",
+    "Task": "federation.task",
+    "federate": "federation.rounds",
+}
+
+__all__ = list(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'federation' has no attribute {name!r}")
+    return getattr(importlib.import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_NAMES])

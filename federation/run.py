@@ -1,0 +1,203 @@
+"""`FederatedRun`: a model that was trained where the rows are, with what it cost, and the report about both."""
+
+import dataclasses
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from accounting import mechanisms
+from accounting.accountant import Bounds
+from accounting.ledger import Entry, Ledger
+from accounting.report import record
+from accounting.report.summary import summary
+from federation.plan import FederatedPlan
+from federation.task import Task
+from privads.batch import Rows
+from privads.features.pipeline import Features
+from privads.logs.schema import Schema
+from privads.models import MODELS
+from privads.promise import guarantee, ledger_budget, this_run
+from privads.training.run import fingerprint, predict, settings_of
+
+RELEASED = "models of all rounds"
+SENT = "messages of one user in the whole run"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FederatedRun:
+    """A finished federated run. ``model`` is a plain module with the last round's weights; the task's is as it was.
+
+    silos: how many there were. clip_norm: after the last round. optimizer: the name of the server's. split, features:
+    of the rows, as `privads.training.run.Run` has them.
+    """
+
+    model: nn.Module
+    task: Task
+    plan: FederatedPlan
+    schema: Schema
+    silos: int
+    rounds_done: int
+    clip_norm: float
+    seconds: float
+    optimizer: str
+    randomness: str
+    floating_point: str
+    insecure_seed: int | None
+    split: str = "not stated"
+    features: Features | None = None
+    ledger: Ledger | None = None
+    entry: Entry | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __str__(self) -> str:
+        return summary(self.report())
+
+    @property
+    def epsilon(self) -> Bounds:
+        """Bounds on what the run cost, at the budget's delta."""
+        return self.plan.spent
+
+    def predict(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
+        """Returns {task: (rows,) probability of an event, or mean of a number}. Reads the rows."""
+        return predict(self.model, rows)
+
+    def report(self) -> record.Report:
+        """Returns the privacy report of this run."""
+        plan, schema = self.plan, self.schema
+        settings = {
+            "plan": dataclasses.asdict(plan),
+            "task": {
+                name: getattr(self.task, name)
+                for name in ("local_learning_rate", "local_steps", "rows_per_user", "local_rows")
+            },
+            "silos": self.silos,
+        }
+        return record.Report(
+            run=this_run(
+                identity=self.id,
+                created_at=self.created_at,
+                seconds=self.seconds,
+                seed=None,
+                insecure_seed=self.insecure_seed,
+                config=settings,
+            ),
+            guarantee=self._guarantee(),
+            mechanism=self._mechanism(),
+            assumptions=tuple(self._assumptions()),
+            not_covered=tuple(self._not_covered()),
+            data=record.Data(
+                dataset=schema.dataset,
+                population=plan.population,
+                public=schema.public,
+                split=self.split,
+                schema_sha256=schema.sha256,
+                labels=schema.tasks,
+                categorical=len(schema.categorical),
+                numeric=len(schema.numeric),
+                unit_columns=schema.unit,
+                features=None if self.features is None else str(self.features.cost or "free: fitted to nothing"),
+            ),
+            model=record.Model(
+                name=type(self.model).__name__,
+                parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+                optimizer=f"{self.optimizer} on the server, SGD at the users'",
+                learning_rate=self.task.local_learning_rate,
+                averaging="none",
+                settings=settings_of(self.model),
+                weights_sha256=fingerprint(self.model.state_dict()),
+            ),
+            budget=None
+            if self.ledger is None or self.entry is None
+            else ledger_budget(self.ledger, schema.dataset, self.entry),
+            metrics=(),
+        )
+
+    def _guarantee(self) -> record.Guarantee | None:
+        budget = self.plan.budget
+        if budget is None:
+            return None
+        return guarantee(
+            self.plan.event,
+            budget,
+            self.epsilon,
+            owned=f"all rows of one {budget.unit}",
+            unit_columns=self.schema.unit,
+            released=SENT if self.plan.mechanism == "local" else RELEASED,
+        )
+
+    def _mechanism(self) -> record.Mechanism:
+        plan, private = self.plan, self.plan.private
+        fixed = private and plan.clip_quantile is None
+        clipping = "each user's whole update, tables and network together"
+        if plan.clip_quantile is not None:
+            clipping += (
+                f"; the clip norm is the first one, and follows the {plan.clip_quantile:g} quantile of the norms"
+            )
+        return record.Mechanism(
+            event=mechanisms.to_dict(plan.event),
+            sampler=plan.sampler if plan.participations is None else "every user, as often as the plan lets them",
+            sampling_rate=plan.sampling_rate if plan.participations is None else None,
+            steps=plan.rounds if plan.participations is None else plan.participations,
+            batch=plan.cohort,
+            rows_per_unit=self.task.rows_per_user,
+            clip_norm=plan.clip_norm if private else None,
+            noise_multiplier=plan.noise_multiplier if private else None,
+            noise_std=plan.noise_multiplier * plan.clip_norm if fixed else None,
+            randomness=self.randomness,
+            floating_point=self.floating_point,
+            sampled="users" if plan.silos == 1 else "users, in each silo by itself",
+            clipping=clipping if private else "none",
+            table_noise="dense",
+            other_noise_multipliers=() if plan.count_noise_multiplier is None else (plan.count_noise_multiplier,),
+        )
+
+    def _assumptions(self) -> Iterator[record.Assumption]:
+        plan = self.plan
+        if not plan.private:
+            return
+        for text, by in (
+            (
+                "every user joins every round independently with the stated probability"
+                if plan.participations is None
+                else f"no user sends more than {plan.participations} updates, each with noise of its own",
+                "Silo",
+            ),
+            ("one user adds at most clip_norm to a silo's sum of a round", "LocalTraining, in floating point"),
+            ("the noised sum is divided by the plan's cohort, a public number", "noised_mean"),
+            (
+                "the server's optimizer sees the noised mean alone, with noise on every row of every table",
+                "after_round",
+            ),
+        ):
+            yield record.Assumption(status="enforced", text=text, by=by)
+        if self.entry is not None:
+            text = "the budget was charged before the first row was read"
+            yield record.Assumption(status="enforced", text=text, by="Ledger")
+        if self.silos > plan.silos:
+            text = f"no user has rows in more than {plan.silos} of the {self.silos} silos"
+            yield record.Assumption(status="asserted", text=text, by="the author of the plan")
+        if self.task.loss is not None or type(self.model) not in MODELS.values():
+            text = "the model and the loss show and keep nothing of the rows they are given"
+            yield record.Assumption(status="asserted", text=text, by="the author of the model or the loss")
+
+    def _not_covered(self) -> Iterator[str]:
+        if not self.plan.private:
+            yield "Anything: this run has no differential privacy."
+            return
+        if self.plan.mechanism == "local":
+            yield "Which rounds a user takes part in: it is drawn at random, whatever their rows are."
+        else:
+            yield (
+                "What the server sees: it is trusted, and sees each silo's sum before the noise, and in which rows of "
+                "tables it is not zero."
+            )
+        yield "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget."
+        yield "What the model's initial weights had learned elsewhere."
+        yield "Other uses of these data that are not charged to the same ledger."
+        yield "Side channels: how long the run took and how much memory it used."

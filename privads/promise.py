@@ -1,0 +1,120 @@
+"""The parts of a report that every run shares: what it promises, what its ledger holds, on which software it ran."""
+
+import math
+import platform
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+from dp_accounting import dp_event
+
+from accounting.accountant import Bounds, epsilon, without_amplification
+from accounting.budget import EXAMPLE, Budget
+from accounting.ledger import Entry, Ledger
+from accounting.report import record
+from accounting.report.started import StartedFrom
+
+_NEIGHBORS = {
+    "add-remove": "One data set has {unit} more than the other.",
+    "replace": "One data set has {unit} replaced by others.",
+}
+_PACKAGES = ("dp-accounting", "numpy", "opacus", "pandas", "privads", "pyarrow", "torch")
+_PROFILE_DECADES = (0, 1, 2)
+
+
+def this_run(
+    *,
+    identity: str,
+    created_at: datetime,
+    seconds: float,
+    seed: int | None,
+    insecure_seed: int | None,
+    config: Mapping[str, Any],
+    started_from: tuple[StartedFrom, ...] = (),
+) -> record.Run:
+    """Returns which run it was, and on which versions."""
+    return record.Run(
+        id=identity,
+        created_at=created_at,
+        library_version=version("privads"),
+        versions={name: version(name) for name in _PACKAGES},
+        python=platform.python_version(),
+        seconds=seconds,
+        seed=seed,
+        insecure_seed=insecure_seed,
+        config=plain(config),
+        started_from=started_from,
+    )
+
+
+def guarantee(
+    event: dp_event.DpEvent,
+    budget: Budget,
+    spent: Bounds,
+    *,
+    owned: str,
+    unit_columns: tuple[str, ...],
+    released: str,
+) -> record.Guarantee:
+    """Returns what an executed event promises, with its epsilon at smaller deltas, and without trust in the sampler.
+
+    spent: its epsilon at the budget's delta. owned: what neighbors differ in.
+    """
+    neighbors = budget.neighbors
+    deltas = [float(f"{budget.delta / 10**decade:.6g}") for decade in _PROFILE_DECADES]
+    profile = {
+        d: epsilon(event, delta=d, neighbors=neighbors).upper for d in deltas
+    }  # a part with a delta of its own has no smaller one
+    library, _, number = spent.library.partition(" ")
+    return record.Guarantee(
+        epsilon=spent.upper,
+        epsilon_lower=spent.lower,
+        delta=budget.delta,
+        unit=budget.unit,
+        unit_columns=() if budget.unit == EXAMPLE else unit_columns,
+        neighbors=neighbors,
+        neighbors_definition=_NEIGHBORS[neighbors].format(unit=owned),
+        released=released,
+        accountant=record.Accountant(method=spent.method, grid=spent.grid, library=library, version=number),
+        epsilon_without_amplification=without_amplification(event, delta=budget.delta, neighbors=neighbors).upper,
+        profile=tuple(record.ProfilePoint(delta=d, epsilon=e) for d, e in profile.items() if math.isfinite(e)),
+    )
+
+
+def ledger_budget(ledger: Ledger, dataset: str, entry: Entry) -> record.LedgerBudget:
+    """Returns the budget of the data set as the ledger holds it, before and after the run's ``entry``."""
+    now = ledger.balance(dataset)
+    before = ledger.balance(dataset, without=entry)
+    return record.LedgerBudget(
+        dataset=dataset,
+        unit=now.limit.unit,
+        neighbors=now.limit.neighbors,
+        rule=now.rule if now.order is None else f"{now.rule} at order {now.order:g}",
+        limit_epsilon=now.limit.epsilon,
+        limit_delta=now.limit.delta,
+        spent_before_epsilon=before.spent_epsilon,
+        spent_before_delta=before.spent_delta,
+        this_run_epsilon=entry.epsilon,
+        this_run_delta=entry.delta,
+        charged_unit=entry.unit,
+        charged_neighbors=entry.neighbors,
+        left_epsilon=now.left_epsilon,
+        left_delta=now.left_delta,
+        entry=str(entry.id),
+        head=ledger.head(),
+    )
+
+
+def plain(value: Any) -> Any:
+    """Returns ``value`` as plain JSON: tuples as lists, infinity as text, anything else unknown as its text."""
+    match value:
+        case Mapping():
+            return {str(key): plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [plain(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)
