@@ -26,8 +26,7 @@ def title(query: Query) -> str:
 def plan_lines(release: Release) -> list[str]:
     """Returns what would be released: of each table its cells, its noise and from where on found keys are shown."""
     made = [f"{len(release.queries)} tables for {cost_of(release)}", _bounds(release), ""]
-    for query, stds in zip(release.queries, release.noise_stds, strict=True):
-        threshold = release.threshold(query)
+    for query, stds, threshold in zip(release.queries, release.noise_stds, release.thresholds, strict=True):
         cells = "keys found in the log" if threshold is not None else f"{_cells(query):,} cells"
         shown = "" if threshold is None else f", shown from {threshold:g} rows on"
         made.append(f"{title(query)}: {cells}, noise {_noise(query, stds)}{shown}")
@@ -56,7 +55,7 @@ def summary(release: Release, tables: Sequence[NoisyTable] | None = None) -> dic
             "by": [part if isinstance(part, str) else part.column for part in query.by],
             "measures": list(query.measures),
             "noise_std": dict(zip(_firsts(query), stds, strict=True)),
-            "threshold": release.threshold(query),
+            "threshold": release.thresholds[place],
         }
         if tables is not None:
             one["cells"] = len(tables[place].values[query.measures[0]])
