@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from click import ClickException, UsageError
 
-from privads import cli_attribute, cli_budget, cli_calibrate, cli_evaluate, cli_explore, cli_release
+from privads import cli_attribute, cli_budget, cli_calibrate, cli_evaluate, cli_explore, cli_learn, cli_release
 from privads.cli_budget import Json
 
 app = typer.Typer(
@@ -158,6 +158,7 @@ def convert(
 app.command("attribute")(cli_attribute.attribute)
 app.command("explore")(cli_explore.explore)
 app.command("release")(cli_release.release)
+app.command("learn")(cli_learn.learn)
 app.command("evaluate")(cli_evaluate.evaluate)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.add_typer(cli_budget.app, name="budget")

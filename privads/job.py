@@ -219,7 +219,7 @@ def open_logs(config: RunConfig, *, cache: Path | None = None) -> tuple[Logs, Lo
     keep = config.data.keep_cache and cache is not None
     logs = Logs(config.data.path, Schema.load(config.data.schema_), cache=cache, keep_cache=keep)
     logs.check()
-    return _split(logs, config.data)
+    return split_of(logs, config.data)
 
 
 def open_ledger(config: RunConfig, schema: Schema) -> Ledger | None:
@@ -265,7 +265,8 @@ def make_plan(table: PlanTable, schema: Schema) -> TrainPlan:
     return TrainPlan.for_budget(budget, population=population, **shared, **private)
 
 
-def _split(logs: Logs, table: DataTable) -> tuple[Logs, Logs | None]:
+def split_of(logs: Logs, table: DataTable) -> tuple[Logs, Logs | None]:
+    """Returns (train, test) as ``[data]`` splits the rows; opens nothing."""
     if table.test_after is not None:
         return logs.split(after=table.test_after)
     if table.test_fraction is not None:

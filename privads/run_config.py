@@ -233,6 +233,21 @@ _ONLY_OF = {
 }
 
 
+class LearnTable(_Table):
+    """A model from released tables (`privads learn`). tables: files and folders of `privads release`.
+
+    label: where the tables are about several. features: "none" learns from the tables alone and reads no row; "public"
+    and "unprotected" read the rows' features, which nothing protects then: "public" states that they are declared so.
+    sample: rows of a synthetic log to draw, which costs nothing.
+    """
+
+    tables: list[str] = Field(min_length=1)
+    label: str | None = None
+    features: Literal["none", "public", "unprotected"] = "none"
+    sample: int = Field(default=0, ge=0, le=100_000_000)
+    out: str | None = None
+
+
 class RunTable(_Table):
     """Where the run folder and a working checkpoint go, the run it starts from, and seeds."""
 
@@ -260,6 +275,7 @@ class RunConfig(_Table):
     features: FeaturesTable | None = None
     evaluation: EvaluationTable | None = None
     release: ReleaseTable | None = None
+    learn: LearnTable | None = None
 
     attribution: AttributionTable | None = None
     ledger: LedgerTable | None = None
@@ -298,10 +314,13 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(run, dict):
         paths = {key: str(folder / run[key]) for key in ("start", "checkpoint", "out") if isinstance(run.get(key), str)}
         result["run"] = {**run, **paths}
-    for name, key in (("features", "file"), ("release", "out")):
+    for name, key in (("features", "file"), ("release", "out"), ("learn", "out")):
         table = result.get(name)
         if isinstance(table, dict) and isinstance(table.get(key), str):
             result[name] = {**table, key: str(folder / table[key])}
+    learn = result.get("learn")
+    if isinstance(learn, dict) and isinstance(learn.get("tables"), list):
+        result["learn"] = {**learn, "tables": [str(folder / one) for one in learn["tables"] if isinstance(one, str)]}
     ledger = result.get("ledger")
     if isinstance(ledger, dict) and isinstance(ledger.get("url"), str) and ledger["url"].startswith(SQLITE):
         result["ledger"] = {**ledger, "url": f"{SQLITE}{folder / ledger['url'].removeprefix(SQLITE)}"}

@@ -105,9 +105,7 @@ class NoisyLogistic:
             case None:
                 protected = "the labels are public"
             case "replace-label":
-                protected = (
-                    "labels alone are protected (neighbors replace-label, by which its releases are to be accounted)"
-                )
+                protected = "labels alone are protected (neighbors replace-label)"
             case neighbors:
                 protected = f"neighbors {neighbors}"
         if self.unprotected:

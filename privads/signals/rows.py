@@ -270,15 +270,20 @@ def _frames(source: Source, names: Names, codes: Mapping[str, Codes]) -> Iterato
 
 
 def _places(raw: Raw, part: Part, codes: Mapping[str, Codes]) -> NDArray[np.int32]:
-    """Returns each row's place, the last where it is missing; of a value to be found its number, -1 where missing."""
+    """Returns each row's place; of a value to be found its number, -1 where missing."""
+    if not isinstance(part, str):
+        return public_places(raw, part)
+    own, texts = raw.texts[part]
+    return np.append(codes[part].of(texts), np.int32(-1))[own]  # -1, the last, where it is missing
+
+
+def public_places(raw: Raw, part: Grid | OneOf) -> NDArray[np.int32]:
+    """Returns (rows,) each row's place, the last where it is missing."""
     if isinstance(part, Grid):
         places, missing = part.places(raw.numbers[part.column]), part.cells
-    elif isinstance(part, OneOf):
+    else:
         own, texts = raw.texts[part.column]
         places, missing = np.append(part.places(texts), np.int32(-1))[own], len(part.values) + 1
-    else:
-        own, texts = raw.texts[part]
-        return np.append(codes[part].of(texts), np.int32(-1))[own]  # -1, the last, where it is missing
     return np.where(places < 0, missing, places).astype(np.int32)
 
 

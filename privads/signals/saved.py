@@ -35,7 +35,7 @@ CLOSE = 1e-9
 """Relative: noise and event are both written in full."""
 
 
-class _Part(Facts):
+class PartFacts(Facts):
     """A part of a key: with edges a grid, with values one of these, else what is found."""
 
     column: str
@@ -44,12 +44,14 @@ class _Part(Facts):
 
     @classmethod
     def of(cls, part: Part) -> Self:
+        """Returns the facts of a part."""
         if isinstance(part, str):
             return cls(column=part)
         return cls(column=part.column, edges=getattr(part, "edges", None), values=getattr(part, "values", None))
 
     @property
     def part(self) -> Part:
+        """The part that these facts are of."""
         if self.edges is not None:
             return Grid(column=self.column, edges=self.edges)
         return self.column if self.values is None else OneOf(column=self.column, values=self.values)
@@ -80,7 +82,7 @@ class _Table(Facts):
 
     format: Literal[1]
     dataset: str
-    by: tuple[_Part, ...]
+    by: tuple[PartFacts, ...]
     label: str | None
     sums: tuple[_Sum, ...] = ()
     counts: bool = True
@@ -123,7 +125,7 @@ def save_table(table: NoisyTable, file: Path) -> None:
     facts = _Table(
         format=1,
         dataset=terms.dataset,
-        by=tuple(_Part.of(one) for one in query.by),
+        by=tuple(PartFacts.of(one) for one in query.by),
         label=query.label,
         sums=tuple(
             _Sum(column=one.column, most=one.most, step=one.step, most_of_unit=one.most_of_unit) for one in query.sums

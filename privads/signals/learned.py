@@ -1,0 +1,281 @@
+"""Models learned from released tables, and what each of them promises to whom.
+
+Two ways. From tables alone (`from_tables`): no row is read, so the model costs nothing beyond the tables, and it draws
+synthetic logs too. With the rows' features (`with_features`): better where columns are tied to each other, but the rows
+are read as they are. Unless they are declared public, what is left is a promise about labels: with the features fixed,
+changing all labels of one unit moves the counts of positives and of negatives, each a vector of numbers from 0, from
+``a`` to ``b``, and ``|a - b|^2 <= |a|^2 + |b|^2``. So it moves a part of a table by at most sqrt(2) times what leaving
+the unit out does, and the release is the same Gaussian mechanism with its noise multipliers divided by sqrt(2).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from dp_accounting import dp_event
+from numpy.typing import NDArray
+
+from accounting import accountant, mechanisms
+from accounting.budget import EXAMPLE
+from accounting.report.phrase import bound
+from privads.config import ConfigError
+from privads.signals.encoding import Encoding, Features, Floats
+from privads.signals.glm import NoisyLogistic, learn
+from privads.signals.margins import Margin
+from privads.signals.maximum_entropy import MaximumEntropy
+from privads.signals.maximum_entropy_fit import fit_maximum_entropy
+from privads.signals.query import OTHER, Grid, OneOf, Query, Source
+from privads.signals.rows import public_places
+from privads.signals.saved import PartFacts
+from privads.signals.statistics import noisy_sums
+from privads.signals.table import NoisyTable, Terms
+
+FORMAT = "privads learned 1"
+OTHER_TEXT = "other"
+"""What a synthetic log has in the place of a value that no table names."""
+
+Public = Grid | OneOf
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Learned:
+    """A model of a label by public places of columns. parts: the columns, in the order of the model's."""
+
+    parts: tuple[Public, ...]
+    label: str
+    model: NoisyLogistic | MaximumEntropy
+    guarantee: str
+
+    def predict(self, rows: NDArray[np.integer]) -> Floats:
+        """Returns (rows,) probabilities. rows: (rows, columns) places, as `places_of` gives them."""
+        return self.model.predict(np.asarray(rows, dtype=np.int64))
+
+    def sample(self, count: int, *, seed: int) -> pa.Table:
+        """Returns a synthetic log of ``count`` rows: categories as texts, numbers as the middles of their cells.
+
+        Free of cost: it comes from the tables alone. Refused of a model that read rows, which has no law of them.
+        """
+        if not isinstance(self.model, MaximumEntropy):
+            raise ValueError("a synthetic log is drawn from a model of tables alone: learn it without features")
+        rows, labels = self.model.sample(count, seed=seed)
+        columns = {part.column: _texts(part, rows[:, i]) for i, part in enumerate(self.parts)}
+        return pa.table({**columns, self.label: pa.array(labels)})
+
+    def sample_schema(self, dataset: str, count: int) -> dict[str, Any]:
+        """Returns the schema of `sample`, as TOML holds it. It is public: no row of it is anyone's."""
+        numeric = {
+            part.column: {"range": [part.edges[0], part.edges[-1]]} for part in self.parts if isinstance(part, Grid)
+        }
+        categorical = {
+            part.column: {"buckets": max(16, 1 << (4 * len(part.names) - 1).bit_length())}
+            for part in self.parts
+            if isinstance(part, OneOf)
+        }
+        facts: dict[str, Any] = {"dataset": f"{dataset}-synthetic", "population": count, "public": True}
+        facts["labels"] = {self.label: self.label}
+        return facts | {name: one for name, one in (("numeric", numeric), ("categorical", categorical)) if one}
+
+    def save(self, file: Path) -> None:
+        """Write the model as JSON."""
+        kind = "maximum-entropy" if isinstance(self.model, MaximumEntropy) else "logistic"
+        parts = [PartFacts.of(part).model_dump(exclude_none=True) for part in self.parts]
+        head = {"format": FORMAT, "guarantee": self.guarantee, "label": self.label, "parts": parts, "kind": kind}
+        file.write_text(json.dumps({**head, "model": self.model.as_dict()}, allow_nan=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: Path) -> "Learned":
+        """Returns the model that `save` wrote; raises `ConfigError`, one line, where the file holds none."""
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found["format"] != FORMAT:
+                raise ValueError(f"its format is {found['format']!r}, not {FORMAT!r}")
+            parts = tuple(PartFacts.model_validate(one).part for one in found["parts"])
+            read = MaximumEntropy if found["kind"] == "maximum-entropy" else NoisyLogistic
+            return cls(
+                parts=tuple(one for one in parts if not isinstance(one, str)),
+                label=str(found["label"]),
+                model=read.from_dict(found["model"]),
+                guarantee=str(found["guarantee"]),
+            )
+        except OSError as error:
+            raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{file} holds no model that `privads learn` wrote ({type(error).__name__})") from None
+
+
+def from_tables(tables: Sequence[NoisyTable], *, label: str | None = None, seed: int = 0) -> Learned:
+    """Returns the maximum-entropy model of tables by single columns, and by any pairs; reads no row.
+
+    tables: with the label's positives and negatives, by public places; one by each column that a pair has. seed: of
+    the chains that expectations are taken over.
+    """
+    task = label_of(tables, label)
+    chosen = [table for table in tables if table.query.label == task and len(table.query.by) in (1, 2)]
+    parts = _parts(chosen)
+    rows: list[Margin] = []
+    positives: list[Margin] = []
+    for table in chosen:
+        columns = [parts.index(part) for part in _public(table.query)]
+        order = np.argsort(columns)
+        shape = table.query.shape
+        places = tuple(sorted(columns))
+        for kept, values, noise_std in (
+            (rows, table.rows, table.rows_std),
+            (positives, table.values["positives"], table.count_std),
+        ):
+            cells = np.transpose(values.reshape(shape), order)
+            kept.append(Margin(columns=places, values=cells, noise_std=noise_std))
+    source = "; ".join(_cost(terms) for terms in releases(chosen))
+    model = fit_maximum_entropy(rows, positives, source=source, seed=seed)
+    return Learned(
+        parts=parts, label=task, model=model, guarantee=f"learned from tables alone: {source}; no row was read"
+    )
+
+
+def with_features(
+    tables: Sequence[NoisyTable],
+    source: Source,
+    *,
+    features: Literal["public", "unprotected"],
+    label: str | None = None,
+    seed: int = 0,
+) -> Learned:
+    """Returns the logistic model of the rows' features and the tables' sums of labels. Reads features, no label.
+
+    source: the rows that were counted; without the schema's labels it need not have any. features: "public" where they
+    are declared so, else "unprotected": the model then promises something about labels only, and says so. seed: of
+    which rows of a unit are read, as many as the tables count.
+    """
+    task = label_of(tables, label)
+    chosen = [table for table in tables if table.query.by and _positives(table, task) is not None]
+    parts = _parts(chosen)
+    sizes = {part.column: len(part.names) for part in parts}
+    encoding = Encoding(
+        sizes=sizes, tables=tuple(tuple(part.column for part in _public(table.query)) for table in chosen)
+    )
+    found = {}
+    for own, table in zip(encoding.tables, chosen, strict=True):
+        measure = _positives(table, task)
+        stds = table.noise_std[str(measure)]
+        found[own] = table.values[str(measure)], float(stds.max())
+    public, terms = features == "public", releases(chosen)
+    said = "; ".join(_cost(one) if public else _label_cost(one) for one in terms)
+    neighbors = terms[0].budget.neighbors if public else "replace-label"
+    statistic = noisy_sums(encoding, found, neighbors=neighbors, terms=said)
+    rows = places_of(source, parts, bound_of=terms[0], seed=seed)
+    model = learn(Features.of(encoding, rows, public=public), statistic)
+    return Learned(parts=parts, label=task, model=model, guarantee=model.guarantee)
+
+
+def places_of(
+    source: Source, parts: Sequence[Public], *, bound_of: Terms | None = None, seed: int = 0
+) -> NDArray[np.int32]:
+    """Returns (rows, columns) the places of each row. Reads the rows' features.
+
+    bound_of: of each unit at most as many rows are taken as these terms' tables count, at random.
+    """
+    for part in parts:
+        Query(by=(part,)).check(source.schema)
+    found, owners = [], []
+    bounded = bound_of is not None and bound_of.budget.unit != EXAMPLE
+    for raw in source.raw():
+        found.append(np.stack([public_places(raw, part) for part in parts], axis=1))
+        if bounded:
+            owners.append(pd.DataFrame(dict(enumerate(raw.units))))
+    rows = np.concatenate(found) if found else np.zeros((0, len(parts)), dtype=np.int32)
+    if bound_of is None or not bounded or not len(rows):
+        return rows
+    unit = pd.concat(owners).groupby(list(owners[0].columns), sort=False).ngroup().to_numpy()
+    order = np.lexsort((np.random.default_rng(seed).random(len(unit)), unit))
+    ranked = unit[order]
+    return rows[np.sort(order[np.arange(len(unit)) - np.searchsorted(ranked, ranked) < bound_of.bounds.rows])]
+
+
+def label_of(tables: Sequence[NoisyTable], label: str | None) -> str:
+    """Returns the label that the tables are about; the one that is asked for, where there are several."""
+    known = list(dict.fromkeys(one.query.label for one in tables if one.query.label is not None))
+    known += [one.column for table in tables for one in table.query.sums if one.column not in known]
+    if label is None and len(known) == 1:
+        return known[0]
+    if label not in known:
+        said = f"the tables are about {', '.join(known) or 'no label'}"
+        raise ValueError(f"{said}: say which to learn" if label is None else f"{said}, not {label!r}")
+    return label
+
+
+def releases(tables: Sequence[NoisyTable]) -> list[Terms]:
+    """Returns the terms of each release that the tables come from, once."""
+    found: list[Terms] = []
+    for table in tables:
+        if not any(table.terms == one for one in found):
+            found.append(table.terms)
+    return found
+
+
+def under_labels(terms: Terms) -> dp_event.DpEvent:
+    """Returns the event of a release for a unit whose labels change and whose features stay; see the module.
+
+    It is a Gaussian mechanism for a change of that length, whatever the neighbors are called.
+    """
+    made: list[dp_event.DpEvent] = []
+    for event, count in mechanisms.parts(terms.event):
+        if isinstance(event, dp_event.GaussianDpEvent):
+            event = mechanisms.gaussian(noise_multiplier=event.noise_multiplier / np.sqrt(2.0))
+        elif not isinstance(event, mechanisms.ApproximateDpEvent):
+            raise ValueError("labels alone are accounted for Gaussian noise: declare the features public")
+        made.append(mechanisms.repeated(event, count))
+    return mechanisms.composed(*made)
+
+
+def _cost(terms: Terms) -> str:
+    budget = terms.budget
+    spent = accountant.epsilon(terms.event, delta=budget.delta, neighbors=budget.neighbors).upper
+    return bound(spent, delta=budget.delta, unit=budget.unit, neighbors=budget.neighbors, released="all tables")
+
+
+def _label_cost(terms: Terms) -> str:
+    spent = accountant.epsilon(under_labels(terms), delta=terms.budget.delta).upper
+    return bound(
+        spent, delta=terms.budget.delta, unit=terms.budget.unit, neighbors="replace-label", released="all tables"
+    )
+
+
+def _positives(table: NoisyTable, label: str) -> str | None:
+    """Returns the measure that counts positives."""
+    if table.query.label == label:
+        return "positives"
+    own = next((one for one in table.query.sums if one.column == label and one.most == one.step == 1.0), None)
+    return None if own is None else own.name
+
+
+def _public(query: Query) -> tuple[Public, ...]:
+    return tuple(part for part in query.by if not isinstance(part, str))
+
+
+def _parts(tables: Sequence[NoisyTable]) -> tuple[Public, ...]:
+    if not tables:
+        raise ValueError("no table is by a column and counts the label: release.label, or a sum of it, is missing")
+    for table in tables:
+        found = next((part for part in table.query.by if isinstance(part, str)), None)
+        if found is not None or not table.query.dense:
+            raise ValueError(
+                f"the values of {found!r} were found in the log: a model is learned from tables whose values are "
+                "declared (release.values), such as those of an earlier release"
+            )
+    parts = list(dict.fromkeys(part for table in tables for part in _public(table.query)))
+    if len({part.column for part in parts}) < len(parts):
+        raise ValueError("tables must have the same places of a column wherever they are by it")
+    return tuple(parts)
+
+
+def _texts(part: Public, places: NDArray[np.int64]) -> pa.Array:
+    if isinstance(part, Grid):
+        middles = np.append(part.middles, np.nan)[places]
+        return pa.array(middles, mask=np.isnan(middles))
+    names = [OTHER_TEXT if name == OTHER else name for name in part.names]
+    return pa.array(np.array(names, dtype=object)[places], type=pa.string())

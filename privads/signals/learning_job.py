@@ -1,0 +1,118 @@
+"""`[learn]` of run.toml as a model: which tables, which rows, and how good it is where rows are public."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from privads.config import ConfigError
+from privads.evaluation.metrics import ScoreSums, auc
+from privads.job import open_logs, split_of
+from privads.logs.convert import toml
+from privads.logs.logs import Logs
+from privads.logs.schema import Schema
+from privads.run_config import LearnTable, RunConfig
+from privads.signals.learned import Learned, from_tables, places_of, with_features
+from privads.signals.saved import load_tables
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedRun:
+    """A learned model. metrics: on held-out rows, of a public log that is split. sample: a drawn log, its schema."""
+
+    learned: Learned
+    metrics: dict[str, float] | None
+    sample: tuple[pa.Table, str] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what was learned, without the model's numbers."""
+        rows = 0 if self.sample is None else self.sample[0].num_rows
+        columns = [part.column for part in self.learned.parts]
+        return {
+            "label": self.learned.label,
+            "columns": columns,
+            "guarantee": self.learned.guarantee,
+            "metrics": self.metrics,
+            "synthetic_rows": rows,
+        }
+
+    def in_words(self) -> list[str]:
+        """Returns the same for people."""
+        said = [
+            f"{self.learned.label} by {', '.join(part.column for part in self.learned.parts)}",
+            self.learned.guarantee,
+        ]
+        if self.metrics is not None:
+            said.append(
+                "held-out rows, which are public: AUC {auc:.4f}, normalized entropy {normalized_entropy:.4f}, "
+                "calibration {calibration:.3f}".format(**self.metrics)
+            )
+        return said
+
+    def save(self, folder: Path) -> None:
+        """Write the new folder: model.json, and where a log was drawn, synthetic.parquet with ads.toml."""
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+        draft.mkdir(parents=True)
+        try:
+            self.learned.save(draft / "model.json")
+            (draft / "learned.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+            if self.sample is not None:
+                pq.write_table(self.sample[0], draft / "synthetic.parquet")
+                (draft / "ads.toml").write_text(self.sample[1], encoding="utf-8")
+            draft.replace(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def learn_from(config: RunConfig, table: LearnTable) -> LearnedRun:
+    """Returns the model that ``[learn]`` asks for. It reads rows only with features, or to judge on public ones."""
+    tables = [one for place in table.tables for one in load_tables(Path(place))]
+    seed = config.run.seed
+    if table.features == "none":
+        learned = from_tables(tables, label=table.label, seed=seed)
+    else:
+        if table.sample:
+            raise ConfigError("learn.sample draws from a model of tables alone: leave learn.features out")
+        rows = _features(config)
+        learned = with_features(tables, rows, features=table.features, label=table.label, seed=seed)
+    sample = None
+    if table.sample:
+        drawn = learned.sample(table.sample, seed=seed)
+        sample = drawn, toml(learned.sample_schema(tables[0].terms.dataset, table.sample))
+    return LearnedRun(learned=learned, metrics=_metrics(config, learned), sample=sample)
+
+
+def _features(config: RunConfig) -> Logs:
+    """Returns the rows for training, of which the labels are not read."""
+    schema = Schema.load(config.data.schema_)
+    blind = schema.without_labels(with_owners=bool(schema.unit) or schema.time is not None)
+    logs = Logs(config.data.path, blind)
+    logs.check()
+    return split_of(logs, config.data)[0]
+
+
+def _metrics(config: RunConfig, learned: Learned) -> dict[str, float] | None:
+    if config.data.test_after is None and config.data.test_fraction is None:
+        return None
+    if not Schema.load(config.data.schema_).public:
+        return None  # metrics of private rows are a release of their own: `privads evaluate`
+    _, test = open_logs(config)
+    if test is None or learned.label not in test.schema.labels:
+        return None
+    known = np.concatenate([raw.observed[learned.label] for raw in test.raw()])
+    labels = np.concatenate([raw.labels[learned.label] for raw in test.raw()])[known]
+    scores = learned.predict(places_of(test, learned.parts)[known])
+    sums = ScoreSums.of(labels, scores)
+    return {
+        "auc": auc(labels, scores),
+        "log_loss": sums.log_loss,
+        "normalized_entropy": sums.normalized_entropy,
+        "calibration": sums.calibration,
+        "rows": float(len(labels)),
+    }
