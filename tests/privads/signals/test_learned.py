@@ -1,0 +1,177 @@
+"""Models from released tables: what they read, what they promise, and that they come back as they were."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dp_accounting import dp_event
+
+from accounting import accountant, mechanisms
+from accounting.budget import Budget
+from privads.config import ConfigError
+from privads.logs.raw import Raw
+from privads.signals.learned import Learned, from_tables, places_of, under_labels, with_features
+from privads.signals.query import Grid, OneOf, Query, Sum
+from privads.signals.release import Release
+from privads.signals.rows import count
+from privads.signals.table import NoisyTable
+from tests.privads.signals.samples import Made
+
+SITE = OneOf(column="site", values=("a", "b"))
+SIZE = OneOf(column="size", values=("s", "t"))
+BID = Grid(column="bid", edges=(0.0, 2.0, 5.0, 10.0))
+PARTS = (SITE, SIZE, BID)
+USERS = 4_000
+
+
+@pytest.fixture(scope="module")
+def log() -> Made:
+    """Clicks at .5 on site a and at .1 elsewhere; sizes and bids say nothing."""
+    rng = np.random.default_rng(0)
+    sites = rng.choice(["a", "b", "c"], USERS)
+    rate = np.where(sites == "a", 0.5, 0.1)
+    return Made(
+        users=[f"u{i}" for i in range(USERS)],
+        sites=sites.tolist(),
+        sizes=[[None, "s", "t"][i] for i in rng.integers(0, 3, USERS)],
+        clicks=(rng.random(USERS) < rate).astype(int).tolist(),
+        bids=rng.uniform(0, 10, USERS).tolist(),
+    )
+
+
+def released(log: Made, *queries: Query, unit: str = "user", rows: int = 1) -> tuple[NoisyTable, ...]:
+    budget = Budget(epsilon=3.0, delta=1e-6, unit=unit)
+    return Release.of(queries, budget, rows_per_unit=rows).run(log, ledger=None, purpose="test").tables
+
+
+@pytest.fixture(scope="module")
+def tables(log: Made) -> tuple[NoisyTable, ...]:
+    pair = Query(by=(BID, SITE), label="click")  # not in the order of the columns
+    return released(log, *(Query(by=(part,), label="click") for part in PARTS), pair)
+
+
+def rates(learned: Learned) -> tuple[float, float]:
+    """What it predicts on site a and on others, with all else in the middle."""
+    rows = np.array([[0, 1, 1], [2, 1, 1]])
+    a, other = learned.predict(rows)
+    return float(a), float(other)
+
+
+def test_both_ways_find_the_rates(log: Made, tables: tuple[NoisyTable, ...]) -> None:
+    """With noise of about 7 on counts of 1,300 rates are known to .02; .1 is five of that."""
+    for learned in (from_tables(tables), with_features(tables, log, features="public")):
+        a, other = rates(learned)
+        assert a == pytest.approx(0.5, abs=0.1)
+        assert other == pytest.approx(0.1, abs=0.1)
+        assert learned.label == "click"
+
+
+def test_from_tables_alone_no_row_is_read(log: Made, tables: tuple[NoisyTable, ...]) -> None:
+    before = log.reads
+    from_tables(tables).sample(50, seed=0)
+    assert log.reads == before
+
+
+def test_features_are_read_and_labels_are_not(log: Made, tables: tuple[NoisyTable, ...]) -> None:
+    class Blind(Made):
+        def raw(self) -> Iterator[Raw]:
+            for one in super().raw():
+                yield replace(one, labels={}, observed={})
+
+    blind = Blind(users=log.users, sites=log.sites, clicks=log.clicks, bids=log.bids, sizes=log.sizes)
+    assert rates(with_features(tables, blind, features="unprotected"))[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_is_not_protected_is_said(log: Made, tables: tuple[NoisyTable, ...]) -> None:
+    alone = from_tables(tables).guarantee
+    assert "epsilon <= 3.00 (delta 1e-06, user, add/remove, all tables)" in alone
+    assert "no row was read" in alone
+    public = with_features(tables, log, features="public").guarantee
+    assert "epsilon <= 3.00 (delta 1e-06, user, add/remove, all tables)" in public
+    blind = with_features(tables, log, features="unprotected").guarantee
+    assert "add/remove" not in blind
+    assert "NOT protected are the features site, size, bid" in blind
+    assert "replace/label" in blind
+
+
+def test_the_label_s_epsilon_is_that_of_a_gaussian_with_root_two_less_noise(tables: tuple[NoisyTable, ...]) -> None:
+    terms = tables[0].terms
+    z = [one.noise_multiplier for one, _ in mechanisms.parts(terms.event) if isinstance(one, dp_event.GaussianDpEvent)]
+    found = [one for one in mechanisms.parts(under_labels(terms)) if isinstance(one[0], dp_event.GaussianDpEvent)]
+    assert [(one.noise_multiplier, times) for one, times in found] == [(pytest.approx(z[0] / np.sqrt(2)), len(tables))]
+    assert accountant.epsilon(under_labels(terms), delta=1e-6).upper > 3.0
+
+
+@pytest.mark.parametrize("sums", [(), (Sum(column="click", most_of_unit=2.0),)], ids=["counts", "two positives"])
+def test_changing_a_unit_s_labels_moves_a_part_by_at_most_root_two_of_its_sensitivity(sums: tuple[Sum, ...]) -> None:
+    """All labels of a user with three rows, exactly, against others of one row each; all rows are counted."""
+    query = Query(by=(SITE,), label="click", sums=sums)
+    bounds = Release.of([query], Budget(epsilon=3.0, delta=1e-6, unit="user"), rows_per_unit=3).bounds
+    others = Made(users=["o"], sites=["a"], clicks=[1])
+
+    def vectors(clicks: tuple[int, ...]) -> list[np.ndarray]:
+        made = Made(users=[*others.users, *["u"] * 3], sites=["a", "a", "a", "b"], clicks=[*others.clicks, *clicks])
+        (found,) = count(made, [query], unit_columns=1, bounds=bounds)
+        cells = np.zeros((len(query.measures), query.cells))
+        for row, measure in enumerate(query.measures):
+            cells[row, found.places] = found.values[measure]
+        return [cells[:2].ravel(), *cells[2:]]
+
+    all_ways = {clicks: vectors(clicks) for clicks in itertools.product((0, 1), repeat=3)}
+    moves = [bounds.sensitivity(), *(bounds.sensitivity(row=1, total=2) for _ in sums)]
+    largest = [
+        max(np.linalg.norm(one[part] - two[part]) for one, two in itertools.product(all_ways.values(), repeat=2))
+        for part in range(len(moves))
+    ]
+    assert all(0 < found <= np.sqrt(2) * most + 1e-9 for found, most in zip(largest, moves, strict=True))
+    assert largest[0] > moves[0]  # the root is needed
+
+
+def test_of_a_unit_as_many_rows_are_read_as_are_counted(tables: tuple[NoisyTable, ...]) -> None:
+    heavy = Made(users=["u"] * 50 + ["v"], sites=["a"] * 51, clicks=[1] * 51)
+    terms = replace(tables[0].terms, bounds=replace(tables[0].terms.bounds, rows=3))
+    assert len(places_of(heavy, PARTS, bound_of=terms)) == 4
+    assert len(places_of(heavy, PARTS)) == 51
+
+
+def test_a_model_comes_back_from_its_file(log: Made, tables: tuple[NoisyTable, ...], tmp_path: Path) -> None:
+    for number, learned in enumerate((from_tables(tables), with_features(tables, log, features="unprotected"))):
+        learned.save(tmp_path / f"{number}.json")
+        found = Learned.load(tmp_path / f"{number}.json")
+        assert (found.parts, found.label, found.guarantee) == (learned.parts, learned.label, learned.guarantee)
+        assert rates(found) == pytest.approx(rates(learned))
+    (tmp_path / "bad.json").write_text('{"format": "other"}', encoding="utf-8")
+    for name, said in (("bad.json", "holds no model"), ("none.json", "cannot read")):
+        with pytest.raises(ConfigError, match=said):
+            Learned.load(tmp_path / name)
+
+
+def test_a_synthetic_log_has_the_columns_and_the_rates(tables: tuple[NoisyTable, ...]) -> None:
+    """20,000 rows: a rate of about 7,000 of them is off by .03 with probability below 1e-6."""
+    learned = from_tables(tables)
+    drawn = learned.sample(20_000, seed=1).to_pandas()
+    assert list(drawn.columns) == ["site", "size", "bid", "click"]
+    assert set(drawn["site"].dropna()) <= {"a", "b", "other"}
+    assert set(drawn["bid"].dropna()) <= {1.0, 3.5, 7.5}
+    assert drawn["click"][drawn["site"] == "a"].mean() == pytest.approx(0.5, abs=0.13)
+    facts = learned.sample_schema("made-up", 20_000)
+    assert facts["public"] is True
+    assert facts["numeric"] == {"bid": {"range": [0.0, 10.0]}}
+
+
+def test_what_cannot_be_learned_from_is_refused(log: Made, tables: tuple[NoisyTable, ...]) -> None:
+    found = released(log, Query(by=("site",), label="click"))
+    other = released(log, Query(by=(OneOf(column="site", values=("a",)),), label="click"))
+    with pytest.raises(ValueError, match="values of 'site' were found in the log"):
+        from_tables(found)
+    with pytest.raises(ValueError, match="not 'buy'"):
+        from_tables(tables, label="buy")
+    with pytest.raises(ValueError, match="same places of a column"):
+        with_features((*tables, *other), log, features="public")
+    with pytest.raises(ValueError, match="no label"):
+        from_tables(released(log, Query(by=(SITE,))))
+    with pytest.raises(ValueError, match="drawn from a model of tables alone"):
+        with_features(tables, log, features="public").sample(5, seed=0)
