@@ -14,10 +14,13 @@ from privads.run_config import (
     DataTable,
     EvaluationTable,
     FeaturesTable,
+    LearnTable,
     LedgerTable,
     ModelTable,
     PlanTable,
+    ReleaseTable,
     RunTable,
+    read_config,
 )
 from privads.training import defaults, plan, sizes
 from privads.training.selection import SELECTABLE
@@ -36,6 +39,8 @@ def test_the_page_names_every_key_of_a_run_file() -> None:
         "features": FeaturesTable,
         "evaluation": EvaluationTable,
         "attribution": AttributionTable,
+        "release": ReleaseTable,
+        "learn": LearnTable,
         "model": ModelTable,
         "plan": PlanTable,
         "run": RunTable,
@@ -94,3 +99,26 @@ def test_the_evaluation_pages_example_runs(capsys: pytest.CaptureFixture[str]) -
     exec(EVALUATION.partition("```python\n")[2].partition("```")[0], {})
     assert "calibration 0.8" in (said := capsys.readouterr().out)
     assert "mended 1.00" in said
+
+
+SIGNALS = (Path(__file__).resolve().parent.parent / "docs" / "signals.md").read_text(encoding="utf-8")
+
+
+def test_the_signals_pages_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(SIGNALS.partition("```python\n")[2].partition("```")[0], {})
+    assert capsys.readouterr().out.startswith("('phone-")
+    assert len(list((tmp_path / "tables").glob("*.parquet"))) == 3
+
+
+def test_the_signals_pages_run_file_is_accepted(tmp_path: Path) -> None:
+    first, second, *_ = [part.partition("```")[0] for part in SIGNALS.split("```toml\n")[1:]]
+    text = f'[data]\npath = "log.parquet"\nschema = "ads.toml"\n{first}{second}'
+    (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+    read = read_config(tmp_path / "run.toml")
+    assert read.release is not None
+    assert read.release.values["device"] == ["phone", "tablet", "desktop"]
+    assert read.learn is not None
+    assert read.learn.sample == 100_000
