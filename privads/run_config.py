@@ -138,7 +138,9 @@ class ReleaseTable(_Table):
 
     columns: a table by each, with pairs one by each pair too. values, edges: the public places of columns; a category
     without values has those found in the log, a number without edges ``cells`` places over its range. label, sums,
-    counts: what is counted. tables: more of them, one by one. consistent: make them agree, at no cost.
+    counts: what is counted. tables: more of them, one by one. shares_by: tables released before,
+    by which the budget is shared for the least relative error of cells of at least ``least``. consistent: make them
+    agree, at no cost.
     """
 
     epsilon: float | None = None
@@ -155,6 +157,8 @@ class ReleaseTable(_Table):
     sums: list[SumTable] = []
     counts: bool = True
     tables: list[NoisyTableTable] = []
+    shares_by: str | None = None
+    least: float = Field(default=100.0, gt=0, allow_inf_nan=False)
     consistent: bool = False
     backend: Literal["table", "opendp"] = "table"
     out: str | None = None
@@ -314,7 +318,7 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(run, dict):
         paths = {key: str(folder / run[key]) for key in ("start", "checkpoint", "out") if isinstance(run.get(key), str)}
         result["run"] = {**run, **paths}
-    for name, key in (("features", "file"), ("release", "out"), ("learn", "out")):
+    for name, key in (("features", "file"), ("release", "out"), ("release", "shares_by"), ("learn", "out")):
         table = result.get(name)
         if isinstance(table, dict) and isinstance(table.get(key), str):
             result[name] = {**table, key: str(folder / table[key])}

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from privads.signals.bounds import Bounds
 from privads.signals.query import Query
-from privads.signals.table import sensitivities
+from privads.signals.table import NoisyTable, sensitivities
 
 
 def relative_weight(expected: ArrayLike, *, least: float) -> float:
@@ -45,6 +45,35 @@ def shares(
         made.append([moved * math.sqrt(one) for moved, one in zip(moves, own, strict=True)])
     total = sum(map(sum, made))
     return tuple(tuple(one / total for one in own) for own in made)
+
+
+def shares_by(
+    queries: Sequence[Query], bounds: Bounds, tables: Sequence[NoisyTable], *, least: float
+) -> tuple[tuple[float, ...], ...]:
+    """Returns the shares with the least RMSRE, summed in squares over parts, if cells are about as in ``tables``.
+
+    tables: released before, of the same columns and measures, such as last week's: their noise is paid for. least: see
+    `relative_weight`; at least the noise of those tables, or it is the noise that decides.
+    """
+    known = {(_columns(table.query), measure): table for table in tables for measure in table.query.measures}
+    weights = []
+    for query in queries:
+        parts = [query.counted] if query.counts else []
+        parts += [(one.name,) for one in query.sums]
+        own = []
+        for part in parts:
+            missing = next((measure for measure in part if (_columns(query), measure) not in known), None)
+            if missing is not None:
+                by = ", ".join(_columns(query)) or "nothing"
+                raise ValueError(f"no earlier table by {by} has {missing!r}, which its share depends on")
+            cells = [known[_columns(query), measure].values[measure] for measure in part]
+            own.append(relative_weight(np.concatenate(cells), least=least))
+        weights.append(own)
+    return shares(queries, bounds, weights)
+
+
+def _columns(query: Query) -> tuple[str, ...]:
+    return tuple(part if isinstance(part, str) else part.column for part in query.by)
 
 
 def split_of_contributions(expected: ArrayLike) -> tuple[float, ...]:

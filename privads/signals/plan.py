@@ -1,11 +1,14 @@
 """`[release]` of run.toml as a `Release`: from public facts only, nothing is read."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from accounting.budget import Budget
 from privads.config import ConfigError
 from privads.logs.schema import Schema
 from privads.run_config import PlanTable, ReleaseTable, SumTable
+from privads.signals.allocation import shares_by
+from privads.signals.bounds import Bounds
 from privads.signals.query import (
     Grid,
     OneOf,
@@ -18,6 +21,7 @@ from privads.signals.query import (
     singles_and_pairs,
 )
 from privads.signals.release import Release
+from privads.signals.saved import load_tables
 
 
 def plan_release(table: ReleaseTable, plan: PlanTable, schema: Schema) -> Release:
@@ -31,12 +35,17 @@ def plan_release(table: ReleaseTable, plan: PlanTable, schema: Schema) -> Releas
         raise ConfigError("nothing to release: name release.columns, or release.tables")
     for query in queries:
         query.check(schema)
+    bounds = Bounds(rows=table.rows_per_unit, rows_per_key=table.rows_per_key, keys=table.keys_per_unit)
+    shares = None
+    if table.shares_by is not None:
+        shares = shares_by(queries, bounds, load_tables(Path(table.shares_by)), least=table.least)
     return Release.of(
         queries,
         Budget(epsilon=epsilon, delta=delta, unit=plan.unit),
-        rows_per_unit=table.rows_per_unit,
-        rows_per_key=table.rows_per_key,
-        keys_per_unit=table.keys_per_unit,
+        rows_per_unit=bounds.rows,
+        rows_per_key=bounds.rows_per_key,
+        keys_per_unit=bounds.keys,
+        shares=shares,
         backend=table.backend,
     )
 

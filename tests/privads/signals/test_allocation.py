@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from privads.signals.allocation import best_cap, relative_weight, shares, split_of_contributions
+from privads.signals.allocation import best_cap, relative_weight, shares, shares_by, split_of_contributions
 from privads.signals.bounds import Bounds
 from privads.signals.query import Grid, Query, Sum
 from privads.signals.table import sensitivities
+from tests.privads.signals.samples import table
 
 BID = Grid(column="bid", edges=(0.0, 1.0, 5.0, 10.0))
 QUERIES = (Query(by=(BID,)), Query(by=(), label="click", sums=(Sum(column="bid", most=10.0, step=0.5),)))
@@ -74,3 +75,15 @@ def test_what_is_no_size_is_refused() -> None:
         split_of_contributions([1.0, 0.0])
     with pytest.raises(ValueError, match="a value above 0"):
         best_cap([0.0], [1.0], noise_multiplier=1.0, cells=1)
+
+
+def test_shares_by_earlier_tables_are_those_of_their_values() -> None:
+    """Cells of a hundred rows ask for less noise than cells of ten thousand: as the root of the weights."""
+    rare, common = Query(by=(BID,)), Query(by=())
+    earlier = [table(rare, {"rows": np.full(4, 100.0)}, 1.0), table(common, {"rows": np.array([10_000.0])}, 1.0)]
+    found = shares_by([rare, common], BOUNDS, earlier, least=10.0)
+    assert found[0][0] / found[1][0] == pytest.approx(100.0)
+    floor = shares_by([rare, common], BOUNDS, earlier, least=1e6)
+    assert floor[0][0] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="no earlier table by bid has 'rows'"):
+        shares_by([rare], BOUNDS, earlier[1:], least=1.0)
