@@ -10,7 +10,7 @@ the unit out does, and the release is the same Gaussian mechanism with its noise
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from privads.signals.margins import Margin
 from privads.signals.maximum_entropy import MaximumEntropy
 from privads.signals.maximum_entropy_fit import fit_maximum_entropy
 from privads.signals.query import OTHER, Grid, OneOf, Query, Source
+from privads.signals.report import Report
 from privads.signals.rows import public_places
 from privads.signals.saved import PartFacts
 from privads.signals.statistics import noisy_sums
@@ -170,6 +171,49 @@ def with_features(
     rows = places_of(source, parts, bound_of=terms[0], seed=seed)
     model = learn(Features.of(encoding, rows, public=public), statistic)
     return Learned(parts=parts, label=task, model=model, guarantee=model.guarantee)
+
+
+def with_report(
+    report: Report, source: Source, *, measure: str, features: Literal["public", "unprotected"], label: str
+) -> Learned:
+    """Returns the logistic model of the rows' features and an attribution report's conversions by key.
+
+    Rows whose key the report does not show are left out, as they are there. measure: of the report, what each
+    impression that is credited adds 1 to; credit that budgets or caps kept back looks like none. label: what to call
+    it. As in `with_features`, features that are not public leave a promise about labels: a unit's conversions are
+    replaced by leaving them out and putting others in, which is two steps of the report's own neighbors.
+    """
+    parts = tuple(
+        OneOf(column=column, values=tuple(dict.fromkeys(str(key[i]) for key in report.keys)))
+        for i, column in enumerate(report.by)
+    )
+    if measure not in report.values:
+        raise ValueError(f"the report has no measure {measure!r}; it has: {', '.join(report.values)}")
+    encoding = Encoding(sizes={part.column: len(part.names) for part in parts}, tables=(tuple(report.by),))
+    shape = tuple(len(part.names) for part in parts)
+    values, variance = np.zeros(shape), np.zeros(shape)
+    for place, key in enumerate(report.keys):
+        cell = tuple(part.values.index(str(one)) for part, one in zip(parts, key, strict=True))
+        values[cell] = report.values[measure][place]
+        variance[cell] = report.noise_std[measure][place] ** 2
+    rows = places_of(source, parts)
+    shown = (np.asarray(variance)[tuple(rows.T)] > 0) if len(rows) else np.zeros(0, dtype=np.bool_)
+    public, budget = features == "public", report.budget
+    told = budget.neighbors if public else "replace-label"
+    said = report.cost if public or budget.neighbors == "replace-label" else _twice(report)
+    statistic = noisy_sums(encoding, {tuple(report.by): (values, 0.0)}, neighbors=told, terms=said)
+    statistic = replace(statistic, variance=variance.ravel())
+    model = learn(Features.of(encoding, rows[shown], public=public), statistic)
+    return Learned(parts=parts, label=label, model=model, guarantee=model.guarantee)
+
+
+def _twice(report: Report) -> str:
+    """Returns the cost of two steps: (2 epsilon, (1 + exp(epsilon)) delta)."""
+    budget = report.budget
+    delta = (1 + np.exp(report.epsilon)) * budget.delta
+    return bound(
+        2 * report.epsilon, delta=delta, unit=budget.unit, neighbors="replace-label", released=f"{report.api} report"
+    )
 
 
 def places_of(

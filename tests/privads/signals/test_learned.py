@@ -13,9 +13,10 @@ from accounting import accountant, mechanisms
 from accounting.budget import Budget
 from privads.config import ConfigError
 from privads.logs.raw import Raw
-from privads.signals.learned import Learned, from_tables, places_of, under_labels, with_features
+from privads.signals.learned import Learned, from_tables, places_of, under_labels, with_features, with_report
 from privads.signals.query import Grid, OneOf, Query, Sum
 from privads.signals.release import Release
+from privads.signals.report import Report
 from privads.signals.rows import count
 from privads.signals.table import NoisyTable
 from tests.privads.signals.samples import Made
@@ -175,3 +176,41 @@ def test_what_cannot_be_learned_from_is_refused(log: Made, tables: tuple[NoisyTa
         from_tables(released(log, Query(by=(SITE,))))
     with pytest.raises(ValueError, match="drawn from a model of tables alone"):
         with_features(tables, log, features="public").sample(5, seed=0)
+
+
+def reported(log: Made, *, neighbors: str = "add-remove") -> Report:
+    """What an interface would report of the clicks by site, of two sites, with Laplace noise of scale 10."""
+    noise = np.random.default_rng(3).laplace(0, 10.0, 2)
+    clicks = [sum(c for s, c in zip(log.sites, log.clicks, strict=True) if s == site) for site in ("a", "b")]
+    return Report(
+        api="summary",
+        by=("site",),
+        keys=(("a",), ("b",)),
+        values={"conversions": np.array(clicks) + noise},
+        noise_std={"conversions": np.full(2, 10.0 * np.sqrt(2))},
+        law="Laplace",
+        promise="",
+        limits={},
+        event=mechanisms.laplace(noise_multiplier=10.0),
+        budget=Budget(epsilon=0.1, delta=1e-6, unit="user", neighbors=neighbors),
+        epsilon=0.1,
+        entry=None,
+        seen={},
+    )
+
+
+def test_an_attribution_report_is_learned_from_like_a_table(log: Made) -> None:
+    """Noise of 14 on 1,300 rows of a site is .011 in its rate: .06 is five of that; site c is not reported."""
+    learned = with_report(reported(log), log, measure="conversions", features="public", label="click")
+    a, b = learned.predict(np.array([[0], [1]]))
+    assert (a, b) == (pytest.approx(0.5, abs=0.06), pytest.approx(0.1, abs=0.06))
+    assert "epsilon <= 0.10 (delta 1e-06, user, add/remove, summary report)" in learned.guarantee
+    blind = with_report(reported(log), log, measure="conversions", features="unprotected", label="click").guarantee
+    assert "epsilon <= 0.20 (delta 2.11e-06, user, replace/label, summary report)" in blind
+    assert "add/remove" not in blind
+    own = with_report(
+        reported(log, neighbors="replace-label"), log, measure="conversions", features="unprotected", label="click"
+    )
+    assert "epsilon <= 0.10 (delta 1e-06, user, replace/label" in own.guarantee
+    with pytest.raises(ValueError, match="no measure 'sales'"):
+        with_report(reported(log), log, measure="sales", features="public", label="click")
