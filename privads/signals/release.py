@@ -263,12 +263,14 @@ def _event(
     backend: Backend,
 ) -> dp_event.DpEvent:
     delta = SELECTION_SHARE * budget.delta if _found(queries) else 0.0
-    if backend == "opendp":
-        return mechanisms.zcdp(rho=0.5 * sum(one for own in shares for one in own) / noise_multiplier**2)
     flat = [noise_multiplier / math.sqrt(one) for own in shares for one in own]
-    alike = mechanisms.repeated(mechanisms.gaussian(noise_multiplier=flat[0]), len(flat))
-    each = (mechanisms.gaussian(noise_multiplier=one) for one in flat)
-    tables = alike if len(set(flat)) == 1 else mechanisms.composed(*each)
+    each = [
+        mechanisms.zcdp(rho=0.5 / one**2) if backend == "opendp" else mechanisms.gaussian(noise_multiplier=one)
+        for one in flat
+    ]
+    tables = mechanisms.repeated(each[0], len(each)) if len(set(flat)) == 1 else mechanisms.composed(*each)
+    if backend == "opendp":
+        return tables
     drawing = mechanisms.approximate_dp(epsilon=0.0, delta=delta + _noise_delta(budget))
     return mechanisms.composed(tables, drawing)
 
