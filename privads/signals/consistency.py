@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privads.signals.query import Floats, Grid, Part, Query
-from privads.signals.table import NoisyTable, by_release
+from privads.signals.table import NoisyTable
 
 
 def consistent(tables: Sequence[NoisyTable]) -> tuple[NoisyTable, ...]:
@@ -167,7 +167,7 @@ def _check(tables: Sequence[NoisyTable]) -> None:
 
 def _check_one_release(tables: Sequence[NoisyTable]) -> None:
     """A cell of the result is made of all tables, so it costs what all of them did, and carries one release's terms."""
-    if len(by_release(tables)) > 1:
+    if any(one.terms != tables[0].terms for one in tables):
         raise ValueError("consistent tables must be of one release: of several, each would state the cost of its own")
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from dp_accounting import dp_event
 
+from accounting import mechanisms
 from accounting.budget import Budget
 from privads.signals.bounds import Bounds
 from privads.signals.query import Floats, Key, Query
@@ -93,18 +94,25 @@ class NoisyTable:
 def by_release(tables: Sequence[NoisyTable]) -> list[tuple[Terms, list[NoisyTable]]]:
     """Returns the terms of each release that the tables come from, once, with its tables.
 
-    A release without an entry is known by its terms alone; a table that is there twice is of another one.
+    A release without an entry is known by its terms alone: a table that is there twice is of another one, and so is one
+    that has more counts and sums than their event has mechanisms left.
     """
     found: list[tuple[Terms, list[NoisyTable]]] = []
     for table in tables:
         for terms, own in found:
-            again = terms.entry is None and any(one.query == table.query for one in own)
-            if terms == table.terms and not again:
+            if terms == table.terms and (terms.entry is not None or _fits(table, own)):
                 own.append(table)
                 break
         else:
             found.append((table.terms, [table]))
     return found
+
+
+def _fits(table: NoisyTable, own: Sequence[NoisyTable]) -> bool:
+    adding = (dp_event.GaussianDpEvent, dp_event.ZCDpEvent)
+    made = sum(count for one, count in mechanisms.parts(table.terms.event) if isinstance(one, adding))
+    parts = sum(len(one.query.sums) + one.query.counts for one in (table, *own))
+    return parts <= made and all(one.query != table.query for one in own)
 
 
 def sensitivities(query: Query, bounds: Bounds) -> tuple[float, ...]:
