@@ -32,6 +32,7 @@ def consistent(tables: Sequence[NoisyTable]) -> tuple[NoisyTable, ...]:
     ``sum_S v_S prod_{a in S} (1 - 1 / n_a) / n_{T-S}^2`` (compare Xiao et al. 2023, arXiv 2305.08175).
     """
     _check(tables)
+    _check_one_release(tables)
     sizes: dict[Part, int] = {
         part: len(part.names) for table in tables for part in table.query.by if not isinstance(part, str)
     }
@@ -96,6 +97,7 @@ def consistent_grids(tables: Sequence[NoisyTable]) -> tuple[NoisyTable, ...]:
     if len(tables) < 2:
         raise ValueError("consistency needs at least two tables")
     grids = [_own_grid(table) for table in tables]
+    _check_one_release(tables)
     for coarse, fine in itertools.pairwise(grids):
         nested = set(coarse.edges) <= set(fine.edges) and coarse.edges[0] == fine.edges[0]
         if coarse.column != fine.column or not nested or coarse.edges[-1] != fine.edges[-1]:
@@ -161,6 +163,12 @@ def _check(tables: Sequence[NoisyTable]) -> None:
         for std in table.noise_std.values():
             if std.min() != std.max():
                 raise ValueError("the cells of a table must have the same noise")
+
+
+def _check_one_release(tables: Sequence[NoisyTable]) -> None:
+    """A cell of the result is made of all tables, so it costs what all of them did, and carries one release's terms."""
+    if any(one.terms != tables[0].terms for one in tables):
+        raise ValueError("consistent tables must be of one release: of several, each would state the cost of its own")
 
 
 def _own_grid(table: NoisyTable) -> Grid:

@@ -9,6 +9,7 @@ the unit out does, and the release is the same Gaussian mechanism with its noise
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,11 +31,12 @@ from privads.signals.margins import Margin
 from privads.signals.maximum_entropy import MaximumEntropy
 from privads.signals.maximum_entropy_fit import fit_maximum_entropy
 from privads.signals.query import OTHER, Grid, OneOf, Query, Source
+from privads.signals.release import drawing_delta
 from privads.signals.report import Report
 from privads.signals.rows import public_places
 from privads.signals.saved import PartFacts
 from privads.signals.statistics import noisy_sums
-from privads.signals.table import NoisyTable, Terms
+from privads.signals.table import NoisyTable, Terms, by_release
 
 FORMAT = "privads learned 1"
 OTHER_TEXT = "other"
@@ -131,7 +133,7 @@ def from_tables(tables: Sequence[NoisyTable], *, label: str | None = None, seed:
         ):
             cells = np.transpose(values.reshape(shape), order)
             kept.append(Margin(columns=places, values=cells, noise_std=noise_std))
-    source = "; ".join(_cost(terms) for terms in releases(chosen))
+    source = _costs(releases(chosen))
     model = fit_maximum_entropy(rows, positives, source=source, seed=seed)
     return Learned(
         parts=parts, label=task, model=model, guarantee=f"learned from tables alone: {source}; no row was read"
@@ -152,9 +154,11 @@ def with_features(
     are declared so, else "unprotected": the model then promises something about labels only, and says so. seed: of
     which rows of a unit are read, as many as the tables count.
     """
-    task = label_of(tables, label)
+    task, public = label_of(tables, label), features == "public"
     chosen = [table for table in tables if table.query.by and _positives(table, task) is not None]
     parts = _parts(chosen)
+    if not public:
+        _check_no_history(source, parts)
     sizes = {part.column: len(part.names) for part in parts}
     encoding = Encoding(
         sizes=sizes, tables=tuple(tuple(part.column for part in _public(table.query)) for table in chosen)
@@ -164,13 +168,17 @@ def with_features(
         measure = _positives(table, task)
         stds = table.noise_std[str(measure)]
         found[own] = table.values[str(measure)], float(stds.max())
-    public, terms = features == "public", releases(chosen)
-    said = "; ".join(_cost(one) if public else _label_cost(one) for one in terms)
+    terms = releases(chosen)
+    said = _costs(terms, labels_alone=not public)
     neighbors = terms[0].budget.neighbors if public else "replace-label"
     statistic = noisy_sums(encoding, found, neighbors=neighbors, terms=said)
     rows = places_of(source, parts, bound_of=terms[0], seed=seed)
     model = learn(Features.of(encoding, rows, public=public), statistic)
-    return Learned(parts=parts, label=task, model=model, guarantee=model.guarantee)
+    guarantee, schema = model.guarantee, source.schema
+    if terms[0].budget.unit != EXAMPLE:
+        how = "taken to be public" if public else "NOT protected"
+        guarantee += f"; whose rows they are ({', '.join(schema.unit)}) is {how}"
+    return Learned(parts=parts, label=task, model=model, guarantee=guarantee)
 
 
 def with_report(
@@ -227,6 +235,8 @@ def places_of(
         Query(by=(part,)).check(source.schema)
     found, owners = [], []
     bounded = bound_of is not None and bound_of.budget.unit != EXAMPLE
+    if bound_of is not None:
+        source.schema.check_unit(bound_of.budget.unit)
     for raw in source.raw():
         found.append(np.stack([public_places(raw, part) for part in parts], axis=1))
         if bounded:
@@ -247,46 +257,69 @@ def label_of(tables: Sequence[NoisyTable], label: str | None) -> str:
     if label is None and len(known) == 1:
         return known[0]
     if label not in known:
-        said = f"the tables are about {', '.join(known) or 'no label'}"
+        said = f"the tables are about {', '.join(map(repr, known)) or 'no label'}"
         raise ValueError(f"{said}: say which to learn" if label is None else f"{said}, not {label!r}")
     return label
 
 
 def releases(tables: Sequence[NoisyTable]) -> list[Terms]:
     """Returns the terms of each release that the tables come from, once."""
-    found: list[Terms] = []
-    for table in tables:
-        if not any(table.terms == one for one in found):
-            found.append(table.terms)
-    return found
+    return [terms for terms, _ in by_release(tables)]
 
 
 def under_labels(terms: Terms) -> dp_event.DpEvent:
     """Returns the event of a release for a unit whose labels change and whose features stay; see the module.
 
-    It is a Gaussian mechanism for a change of that length, whatever the neighbors are called.
+    It is a Gaussian mechanism for a change of that length, whatever the neighbors are called. A key that is found by a
+    label that is known may be the unit's alone before the change or after it: what is hidden with probability 1 - d on
+    both sides is within ``(-log(1 - d), d)``. The draws' distance costs delta for this epsilon, which is at most twice
+    the tables'.
     """
     made: list[dp_event.DpEvent] = []
     for event, count in mechanisms.parts(terms.event):
         if isinstance(event, dp_event.GaussianDpEvent):
             event = mechanisms.gaussian(noise_multiplier=event.noise_multiplier / np.sqrt(2.0))
-        elif not isinstance(event, mechanisms.ApproximateDpEvent):
+        elif isinstance(event, mechanisms.ApproximateDpEvent) and event.epsilon == 0:
+            event = mechanisms.approximate_dp(epsilon=-math.log1p(-event.delta), delta=event.delta)
+        else:
             raise ValueError("labels alone are accounted for Gaussian noise: declare the features public")
         made.append(mechanisms.repeated(event, count))
-    return mechanisms.composed(*made)
+    drawing = mechanisms.approximate_dp(epsilon=0.0, delta=drawing_delta(2 * terms.budget.epsilon))
+    return mechanisms.composed(*made, drawing)
 
 
-def _cost(terms: Terms) -> str:
-    budget = terms.budget
-    spent = accountant.epsilon(terms.event, delta=budget.delta, neighbors=budget.neighbors).upper
-    return bound(spent, delta=budget.delta, unit=budget.unit, neighbors=budget.neighbors, released="all tables")
+def _costs(terms: Sequence[Terms], *, labels_alone: bool = False) -> str:
+    """Returns what each release costs, and where there are several, what all of them do to whoever is in all.
+
+    Together at the sum of the deltas, where they protect the same unit; units of different names do not add up.
+    """
+    said = [_cost([one], "all tables", labels_alone=labels_alone) for one in terms]
+    if len(terms) > 1:
+        alike = len({(one.budget.unit, one.budget.neighbors) for one in terms}) == 1
+        released = f"all {len(terms)} releases together"
+        said.append(_cost(terms, released, labels_alone=labels_alone) if alike else f"{released}: not stated")
+    return "; ".join(said)
 
 
-def _label_cost(terms: Terms) -> str:
-    spent = accountant.epsilon(under_labels(terms), delta=terms.budget.delta).upper
-    return bound(
-        spent, delta=terms.budget.delta, unit=terms.budget.unit, neighbors="replace-label", released="all tables"
-    )
+def _cost(terms: Sequence[Terms], released: str, *, labels_alone: bool) -> str:
+    budget, delta = terms[0].budget, sum(one.budget.delta for one in terms)
+    event = mechanisms.composed(*(under_labels(one) if labels_alone else one.event for one in terms))
+    # What the labels move is in the event already: it is accounted as it is.
+    spent = accountant.epsilon(event, delta=delta, neighbors="add-remove" if labels_alone else budget.neighbors).upper
+    neighbors = "replace-label" if labels_alone else budget.neighbors
+    return bound(spent, delta=delta, unit=budget.unit, neighbors=neighbors, released=released)
+
+
+def _check_no_history(source: Source, parts: Sequence[Public]) -> None:
+    """Refuse features that may be made of labels, such as how often a user had clicked: the promise would be none."""
+    schema = source.schema
+    for part in parts:
+        own = schema.numeric.get(part.column) or schema.categorical.get(part.column)
+        if own is not None and own.history is not None:
+            raise ValueError(
+                f"{part.column!r} is made from other rows, perhaps from their labels, which nothing would protect "
+                'then: learn without it, from tables alone, or declare features = "public"'
+            )
 
 
 def _positives(table: NoisyTable, label: str) -> str | None:

@@ -19,6 +19,7 @@ from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.run_config import LearnTable, RunConfig
 from privads.signals.learned import Learned, from_tables, places_of, with_features
+from privads.signals.report import printable
 from privads.signals.saved import load_tables
 
 
@@ -53,7 +54,7 @@ class LearnedRun:
                 "held-out rows, which are public: AUC {auc:.4f}, normalized entropy {normalized_entropy:.4f}, "
                 "calibration {calibration:.3f}".format(**self.metrics)
             )
-        return said
+        return [printable(one) for one in said]  # names of a stranger's tables, too
 
     def save(self, folder: Path) -> None:
         """Write the new folder: model.json, and where a log was drawn, synthetic.parquet with ads.toml."""

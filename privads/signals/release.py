@@ -95,7 +95,7 @@ class Release:
             raise ValueError(f"a release of tables is accounted under add-remove, got {budget.neighbors}")
         if backend == "opendp" and _found(queries):
             raise ValueError('backend "opendp" is for declared keys: declare them, or leave the backend out')
-        if backend == "table" and _noise_delta(budget) > MOST_NOISE_SHARE * budget.delta:
+        if backend == "table" and drawing_delta(budget.epsilon) > MOST_NOISE_SHARE * budget.delta:
             raise ValueError(
                 f"epsilon {budget.epsilon:g} is too large for delta {budget.delta:g}: what drawing noise costs is more"
             )
@@ -263,18 +263,21 @@ def _event(
     backend: Backend,
 ) -> dp_event.DpEvent:
     delta = SELECTION_SHARE * budget.delta if _found(queries) else 0.0
-    if backend == "opendp":
-        return mechanisms.zcdp(rho=0.5 * sum(one for own in shares for one in own) / noise_multiplier**2)
     flat = [noise_multiplier / math.sqrt(one) for own in shares for one in own]
-    alike = mechanisms.repeated(mechanisms.gaussian(noise_multiplier=flat[0]), len(flat))
-    each = (mechanisms.gaussian(noise_multiplier=one) for one in flat)
-    tables = alike if len(set(flat)) == 1 else mechanisms.composed(*each)
-    drawing = mechanisms.approximate_dp(epsilon=0.0, delta=delta + _noise_delta(budget))
+    each = [
+        mechanisms.zcdp(rho=0.5 / one**2) if backend == "opendp" else mechanisms.gaussian(noise_multiplier=one)
+        for one in flat
+    ]
+    tables = mechanisms.repeated(each[0], len(each)) if len(set(flat)) == 1 else mechanisms.composed(*each)
+    if backend == "opendp":
+        return tables
+    drawing = mechanisms.approximate_dp(epsilon=0.0, delta=delta + drawing_delta(budget.epsilon))
     return mechanisms.composed(tables, drawing)
 
 
-def _noise_delta(budget: Budget) -> float:
-    return (1 + math.exp(min(budget.epsilon, 700.0))) * MOST_DRAWS * DISTANCE
+def drawing_delta(epsilon: float) -> float:
+    """Returns what all draws of a release add to the delta of an epsilon: ``(1 + exp(epsilon)) draws d``."""
+    return (1 + math.exp(min(epsilon, 700.0))) * MOST_DRAWS * DISTANCE
 
 
 def _owners(schema: Schema, unit: str) -> int:

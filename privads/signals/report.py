@@ -111,7 +111,7 @@ class Report:
                 f"{name} {value[place]:,.6g} +- {self.noise_std[name][place]:,.4g}"
                 for name, value in self.values.items()
             )
-            lines.append(f"{_printable(' / '.join(map(str, key)))}: {shown}")
+            lines.append(f"{printable(' / '.join(map(str, key)))}: {shown}")
         if len(self.keys) > MOST_LINES:
             lines.append(f"and {len(self.keys) - MOST_LINES} more cells")
         lines += [f"noise: {self.law}", self.promise]
@@ -127,6 +127,6 @@ def check_format(file: Path) -> None:
         raise ValueError(f"a report is written as .parquet or .json, got {str(file)!r}")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A key as a terminal may show it: what would move its cursor or change its colors is told by number."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dp_accounting import dp_event
 from pydantic import Field, model_validator
+from scipy.stats import norm
 
 from accounting import accountant, mechanisms
 from accounting.budget import Budget, Neighbors
@@ -26,7 +27,7 @@ from privads.config import ConfigError, parse_model
 from privads.logs.labels import Facts
 from privads.signals.bounds import Bounds
 from privads.signals.query import Floats, Grid, Key, OneOf, Part, Query, Sum
-from privads.signals.table import Law, NoisyTable, Terms, sensitivities
+from privads.signals.table import Law, NoisyTable, Terms, by_release, sensitivities
 
 METADATA = b"privads.noisy_table"
 """The key of the facts in a file's metadata."""
@@ -159,7 +160,7 @@ def load_table(file: Path) -> NoisyTable:
         return _loaded(file)
     except ConfigError:
         raise
-    except (ValueError, KeyError, TypeError, OverflowError, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise ConfigError(f"{file}: {_short(error)}") from None
 
 
@@ -184,7 +185,13 @@ def load_tables(place: Path) -> tuple[NoisyTable, ...]:
     files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
     if not files:
         raise ConfigError(f"folder {place} holds no table (.parquet)")
-    return tuple(load_table(file) for file in files)
+    tables = tuple(load_table(file) for file in files)
+    for terms, own in by_release(tables):
+        try:
+            _check_noise(own)
+        except ValueError as error:
+            raise ConfigError(f"{place}, the tables of {terms.entry or 'no entry'}: {error}") from None
+    return tables
 
 
 def _loaded(file: Path) -> NoisyTable:
@@ -216,7 +223,9 @@ def _loaded(file: Path) -> NoisyTable:
         threshold=facts.threshold,
         combined=facts.combined,
     )
-    _check_noise(table)
+    _check_cost(table.terms)
+    _check_noise([table])
+    _check_threshold(table)
     return table
 
 
@@ -263,35 +272,75 @@ def _keys(stored: pa.Table, facts: _Table) -> tuple[Key, ...]:
     return keys
 
 
-def _check_noise(table: NoisyTable) -> None:
-    """Refuse a table whose noise is not the one that its event accounts, or whose event costs more than it says."""
-    terms, query = table.terms, table.query
+def _check_cost(terms: Terms) -> None:
+    """Refuse terms whose event costs more than they say."""
     budget = terms.budget
     spent = accountant.epsilon(terms.event, delta=budget.delta, neighbors=budget.neighbors).upper
     if not spent <= budget.epsilon * (1 + 1e-6):
         raise ValueError(f"the event costs epsilon {spent:.4g}, and the table says {budget}")
-    moves = sensitivities(query, terms.bounds)
-    first = [query.counted[0]] if query.counts else []
-    made = [*first, *(one.name for one in query.sums)]
+
+
+def _check_noise(tables: Sequence[NoisyTable]) -> None:
+    """Refuse tables of one release whose noise is not the one that their event accounts.
+
+    Every part of a table (its counts together, each sum) takes a mechanism of the event that no other part took. Of
+    tables that were put together no cell has less noise than the whole event, nor more than its noisiest part.
+    """
+    terms = tables[0].terms
+    left = [[multiplier, count] for multiplier, count in _multipliers(terms)]
+    if not left:
+        raise ValueError(f"the event is not of {terms.law} noise, which the table says it has")
+    most = max(multiplier for multiplier, _ in left)
+    least = sum(count / multiplier**2 for multiplier, count in left) ** -0.5
+    for table, names, moved in _parts(tables):
+        if sum(count for _, count in left) < 1:
+            raise ValueError("the event is of fewer counts and sums than the release's tables have")
+        stds = np.unique(np.concatenate([table.noise_std[name] for name in names])) / moved
+        if table.combined:
+            if len(stds) and not least * (1 - CLOSE) <= stds[0] <= stds[-1] <= most * (1 + CLOSE):
+                worse = "more" if stds[-1] > most * (1 + CLOSE) else "less"
+                raise ValueError(f"the noise of {names[0]!r} is {worse} than its event is of")
+            next(one for one in left if one[1] >= 1)[1] -= 1
+            continue
+        took = min((one for one in left if one[1] >= 1), key=lambda one: abs(one[0] - stds[0]) if len(stds) else 0.0)
+        if len(stds) and not (stds[-1] <= stds[0] * (1 + CLOSE) and math.isclose(stds[0], took[0], rel_tol=CLOSE)):
+            raise ValueError(f"the noise of {names[0]!r} is {stds[0] * moved:.6g}, and its event is of other noise")
+        took[1] -= 1
+
+
+def _multipliers(terms: Terms) -> list[tuple[float, int]]:
+    """Returns the noise multipliers that an event is of, each with how often."""
     parts = mechanisms.parts(terms.event)
     if terms.law == "gaussian":
-        multipliers = [one.noise_multiplier for one, _ in parts if isinstance(one, dp_event.GaussianDpEvent)]
-    elif terms.law == "discrete-gaussian":
-        rho = sum(one.rho * count for one, count in parts if isinstance(one, dp_event.ZCDpEvent))
-        multipliers = [math.sqrt(0.5 / rho)] if rho > 0 else []
-    else:
+        return [(one.noise_multiplier, count) for one, count in parts if isinstance(one, dp_event.GaussianDpEvent)]
+    return [(math.sqrt(0.5 / one.rho), count) for one, count in parts if isinstance(one, dp_event.ZCDpEvent)]
+
+
+def _parts(tables: Sequence[NoisyTable]) -> Iterator[tuple[NoisyTable, tuple[str, ...], float]]:
+    """Yields (table, measures, how far one unit moves them in L2) of every part."""
+    for table in tables:
+        query = table.query
+        made = [query.counted] if query.counts else []
+        names = [*made, *((one.name,) for one in query.sums)]
+        for own, moved in zip(names, sensitivities(query, table.terms.bounds), strict=True):
+            yield table, own, moved
+
+
+def _check_threshold(table: NoisyTable) -> None:
+    """Refuse keys found in the log that are shown from fewer rows on than the event pays for."""
+    query, terms = table.query, table.terms
+    if query.keys is not None or query.dense:
+        if table.threshold is not None:
+            raise ValueError("the table has a threshold, and its keys were declared")
         return
-    if not multipliers:
-        raise ValueError(f"the event is not of {terms.law} noise, which the table says it has")
-    for name, moved in zip(made, moves, strict=True):
-        stds = table.noise_std[name]
-        accounted = [one * moved for one in multipliers]
-        if table.combined:
-            if len(stds) and float(stds.max()) > max(accounted) * (1 + CLOSE):
-                raise ValueError(f"the noise of {name!r} is more than its event is of ({max(accounted):.6g})")
-        elif not all(any(math.isclose(std, one, rel_tol=CLOSE) for one in accounted) for std in np.unique(stds)):
-            asked = f"{min(accounted):.6g} to {max(accounted):.6g}"
-            raise ValueError(f"the noise of {name!r} is {stds.min():.6g}, and its event is of other noise: {asked}")
+    parts = mechanisms.parts(terms.event)
+    delta = sum(one.delta * count for one, count in parts if isinstance(one, mechanisms.ApproximateDpEvent))
+    least = terms.bounds.per_key + table.rows_std * norm.isf(delta)  # of a key that only one unit has
+    if table.threshold is None or not (delta > 0 and table.threshold >= least):
+        raise ValueError(f"keys found in the log are shown from {table.threshold} rows on, which its event is not of")
+    missing = np.array([set(key) <= {None} for key in table.keys], dtype=np.bool_)
+    if not ((table.rows >= table.threshold) | missing).all():
+        raise ValueError("a key found in the log is shown with fewer rows than the threshold")
 
 
 def _numbers(stored: pa.Table, name: str) -> Floats:

@@ -4,7 +4,7 @@ Vocabularies, quantiles, counters, explorations and released metrics are reading
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 from dp_accounting import dp_event
 
+from accounting import mechanisms
 from accounting.budget import Budget
 from privads.signals.bounds import Bounds
 from privads.signals.query import Floats, Key, Query
 
-Law = Literal["gaussian", "discrete-gaussian", "discrete-laplace"]
+Law = Literal["gaussian", "discrete-gaussian"]
 """Of noise on whole numbers: a normal number rounded, or a law on whole numbers itself."""
 
 
@@ -88,6 +89,30 @@ class NoisyTable:
     def _part(self, measure: str) -> int:
         names = [one.name for one in self.query.sums]
         return names.index(measure) + bool(self.query.counted)
+
+
+def by_release(tables: Sequence[NoisyTable]) -> list[tuple[Terms, list[NoisyTable]]]:
+    """Returns the terms of each release that the tables come from, once, with its tables.
+
+    A release without an entry is known by its terms alone: a table that is there twice is of another one, and so is one
+    that has more counts and sums than their event has mechanisms left.
+    """
+    found: list[tuple[Terms, list[NoisyTable]]] = []
+    for table in tables:
+        for terms, own in found:
+            if terms == table.terms and (terms.entry is not None or _fits(table, own)):
+                own.append(table)
+                break
+        else:
+            found.append((table.terms, [table]))
+    return found
+
+
+def _fits(table: NoisyTable, own: Sequence[NoisyTable]) -> bool:
+    adding = (dp_event.GaussianDpEvent, dp_event.ZCDpEvent)
+    made = sum(count for one, count in mechanisms.parts(table.terms.event) if isinstance(one, adding))
+    parts = sum(len(one.query.sums) + one.query.counts for one in (table, *own))
+    return parts <= made and all(one.query != table.query for one in own)
 
 
 def sensitivities(query: Query, bounds: Bounds) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,17 @@ def test_grids_are_the_least_squares_of_all_of_them() -> None:
     fitted, spread = least_squares(matrices, values, np.concatenate(stds))
     assert np.concatenate([one.values["rows"] for one in found]) == pytest.approx(fitted, abs=1e-9)
     assert np.concatenate([one.noise_std["rows"] for one in found]) == pytest.approx(spread, rel=1e-9)
+
+
+def test_tables_of_two_releases_do_not_hide_what_the_other_cost() -> None:
+    """A fixed bug: each table of the result was made of both releases, and stated the cost of its own."""
+    one, two = drawn([(A,), (A, B)], [1.0, 1.0])
+    other = replace(two, terms=replace(two.terms, entry="8"))
+    with pytest.raises(ValueError, match="of one release"):
+        consistent([one, other])
+    coarse, fine = (table(Query(by=(grid,)), {"rows": np.zeros(grid.cells + 1)}, 1.0) for grid in (COARSE, FINE))
+    with pytest.raises(ValueError, match="of one release"):
+        consistent_grids([coarse, replace(fine, terms=other.terms)])
 
 
 def test_what_cannot_agree_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Models from released tables: what they read, what they promise, and that they come back as they were."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dp_accounting import dp_event
+from scipy.optimize import brentq
+from scipy.stats import norm
 
 from accounting import accountant, mechanisms
 from accounting.budget import Budget
 from privads.config import ConfigError
 from privads.logs.raw import Raw
-from privads.signals.learned import Learned, from_tables, places_of, under_labels, with_features, with_report
+from privads.logs.schema import History, Numeric
+from privads.signals.learned import (
+    Learned,
+    from_tables,
+    label_of,
+    places_of,
+    releases,
+    under_labels,
+    with_features,
+    with_report,
+)
+from privads.signals.learning_job import LearnedRun
 from privads.signals.query import Grid, OneOf, Query, Sum
 from privads.signals.release import Release
 from privads.signals.report import Report
@@ -98,6 +112,59 @@ def test_what_is_not_protected_is_said(log: Made, tables: tuple[NoisyTable, ...]
     assert "replace/label" in blind
 
 
+def test_a_feature_that_may_be_made_of_labels_is_refused(log: Made, tables: tuple[NoisyTable, ...]) -> None:
+    """How often a user had clicked, read as it is, tells the labels that the model promises to protect."""
+    clicked = Numeric(range=(0.0, 10.0), history=History())
+    schema = log.schema.model_copy(update={"numeric": {"bid": clicked}})
+    told = replace(log, schema=schema, reads=0)
+    with pytest.raises(ValueError, match="'bid' is made from other rows"):
+        with_features(tables, told, features="unprotected")
+    assert told.reads == 0
+    assert with_features(tables, told, features="public")
+
+
+def test_whose_rows_were_read_is_said_not_to_be_protected(log: Made, tables: tuple[NoisyTable, ...]) -> None:
+    assert "whose rows they are (user) is NOT protected" in with_features(tables, log, features="unprotected").guarantee
+    assert "(user) is taken to be public" in with_features(tables, log, features="public").guarantee
+    days = replace(log, schema=log.schema.model_copy(update={"unit_name": "user-day"}), reads=0)
+    with pytest.raises(ValueError, match="unit must be 'example' or 'user-day'"):
+        with_features(tables, days, features="unprotected")
+    assert days.reads == 0
+
+
+def test_of_several_releases_what_they_cost_together_is_said(log: Made) -> None:
+    """Two Gaussians are one of z / sqrt(2), whose epsilon is from its closed form (Balle and Wang 2018, theorem 8)."""
+    budget = Budget(epsilon=3.0, delta=1e-6, unit="user")
+    plans = [Release.of([Query(by=(part,), label="click")], budget, rows_per_unit=1) for part in (SITE, SIZE)]
+    one, two = (plan.run(log, ledger=None, purpose="test").tables[0] for plan in plans)
+    assert one.terms == two.terms
+    assert len(releases([one, two])) == len(releases([one, one])) == 2  # alike, and still two
+
+    def together(z: float) -> float:
+        def delta(epsilon: float) -> float:
+            return float(norm.cdf(0.5 / z - epsilon * z) - np.exp(epsilon) * norm.cdf(-0.5 / z - epsilon * z))
+
+        return float(brentq(lambda epsilon: delta(epsilon) - 2e-6, 0.0, 50.0))
+
+    for said, z in (
+        (with_features([one, two], log, features="unprotected").guarantee, plans[0].noise_multiplier / 2),
+        (from_tables([one, two]).guarantee, plans[0].noise_multiplier / np.sqrt(2)),
+    ):
+        found = re.search(r"epsilon <= ([0-9.]+) \(delta 2e-06, user, [a-z/]+, all 2 releases together\)", said)
+        assert found is not None
+        assert together(z) <= float(found[1]) <= together(z) * 1.01 + 0.01
+
+
+def test_keys_that_a_known_label_makes_the_unit_s_own_are_accounted_on_both_sides(log: Made) -> None:
+    found = released(log, Query(by=("site",), label="click"))[0].terms
+    for event, _ in mechanisms.parts(found.event):
+        if isinstance(event, mechanisms.ApproximateDpEvent):
+            price = mechanisms.approximate_dp(epsilon=-np.log1p(-event.delta), delta=event.delta)
+    assert (price, 1) in mechanisms.parts(under_labels(found))
+    drawing = mechanisms.approximate_dp(epsilon=0.0, delta=(1 + np.exp(6.0)) * 2.0**-64)
+    assert (drawing, 1) in mechanisms.parts(under_labels(found))
+
+
 def test_the_label_s_epsilon_is_that_of_a_gaussian_with_root_two_less_noise(tables: tuple[NoisyTable, ...]) -> None:
     terms = tables[0].terms
     z = [one.noise_multiplier for one, _ in mechanisms.parts(terms.event) if isinstance(one, dp_event.GaussianDpEvent)]
@@ -148,6 +215,14 @@ def test_a_model_comes_back_from_its_file(log: Made, tables: tuple[NoisyTable, .
     for name, said in (("bad.json", "holds no model"), ("none.json", "cannot read")):
         with pytest.raises(ConfigError, match=said):
             Learned.load(tmp_path / name)
+
+
+def test_names_in_a_stranger_s_tables_do_not_reach_the_terminal_as_they_are(tables: tuple[NoisyTable, ...]) -> None:
+    run = LearnedRun(learned=replace(from_tables(tables), label="\x1b[2Jclick"), metrics=None, sample=None)
+    assert all(line.isprintable() for line in run.in_words())
+    with pytest.raises(ValueError, match="not 'buy'") as refused:
+        label_of([replace(tables[0], query=replace(tables[0].query, label="\x1b[2Jclick"))], "buy")
+    assert str(refused.value).isprintable()
 
 
 def test_a_synthetic_log_has_the_columns_and_the_rates(tables: tuple[NoisyTable, ...]) -> None:

@@ -111,6 +111,30 @@ def column(name: str, values: Callable[[np.ndarray], Any]) -> Change:
     return change
 
 
+def with_fewer(table: pa.Table, facts: dict[str, Any]) -> pa.Table:
+    """The counts and the sum of the table say that they are of one Gaussian, which costs less than two."""
+    event = mechanisms.from_json(facts["event"])
+    kept = [one for one, _ in mechanisms.parts(event)]
+    assert len(kept) == 2  # all alike, and what drawing and finding keys costs
+    facts["event"] = mechanisms.to_json(mechanisms.composed(*kept))
+    return table
+
+
+def quieter(measure: str) -> Change:
+    def change(table: pa.Table, facts: dict[str, Any]) -> pa.Table:
+        facts["noise_std"][measure] = 1e-9
+        return table
+
+    return change
+
+
+def without_price_of_keys(table: pa.Table, facts: dict[str, Any]) -> pa.Table:
+    event = mechanisms.from_json(facts["event"])
+    kept = [mechanisms.repeated(one, n) for one, n in mechanisms.parts(event) if not hasattr(one, "delta")]
+    facts["event"] = mechanisms.to_json(mechanisms.composed(*kept))
+    return table
+
+
 GAUSSIAN = mechanisms.to_json(mechanisms.gaussian(noise_multiplier=30.0))
 
 
@@ -141,6 +165,15 @@ GAUSSIAN = mechanisms.to_json(mechanisms.gaussian(noise_multiplier=30.0))
         (1, column("by site", lambda x: x + 100), "a place that there is not"),
         (0, column("by site", lambda x: np.ones(len(x))), "must be text"),
         (0, column("by site", lambda x: ["same"] * len(x)), "a key comes twice"),
+        (1, with_fewer, "fewer counts and sums"),
+        (1, quieter("negatives"), "its event is of other noise"),
+        (1, said(law="discrete-laplace"), "law"),
+        (1, said(combined=True, noise_std=dict.fromkeys(("positives", "negatives", "sum of bid"), 0.01)), "less than"),
+        (1, said(threshold=5.0), "its keys were declared"),
+        (0, said(threshold=None), "shown from None rows on"),
+        (0, said(threshold=5.0), "shown from 5.0 rows on"),
+        (0, without_price_of_keys, "rows on, which its event is not of"),
+        (0, column("positives", lambda x: np.full(len(x), -1e4)), "fewer rows than the threshold"),
     ],
 )  # fmt: skip
 def test_what_is_not_whole_is_refused_in_one_line(
@@ -164,6 +197,10 @@ def test_what_is_no_table_at_all_is_refused(tmp_path: Path) -> None:
     for place, message in ((tmp_path / "t.parquet", "t.parquet"), (tmp_path / "none", "no file or folder")):
         with pytest.raises(ConfigError, match=message):
             load_tables(place)
+    deep = pa.table({"rows": [1.0]}).replace_schema_metadata({METADATA: "[" * 100_000})
+    pq.write_table(deep, tmp_path / "deep.parquet")
+    with pytest.raises(ConfigError, match=r"deep.parquet"):
+        load_table(tmp_path / "deep.parquet")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no table"):
         load_tables(tmp_path / "empty")
@@ -176,3 +213,22 @@ def test_more_noise_than_the_event_accounts_is_seen_in_tables_made_consistent(
     save_table(replace(one, noise_std={name: 40 * std for name, std in one.noise_std.items()}), tmp_path / "t.parquet")
     with pytest.raises(ConfigError, match="more than its event is of"):
         load_table(tmp_path / "t.parquet")
+
+
+def test_more_tables_than_their_event_is_of_are_seen(tables: tuple[NoisyTable, ...], tmp_path: Path) -> None:
+    """Two releases under one entry would say that both cost what one did."""
+    both = [replace(one, terms=replace(one.terms, entry="7")) for one in (*tables, *tables)]
+    save_tables(both, tmp_path / "both")
+    with pytest.raises(ConfigError, match="tables of 7: .*fewer counts and sums"):
+        load_tables(tmp_path / "both")
+    save_tables(both[1:4], tmp_path / "some")
+    assert len(load_tables(tmp_path / "some")) == 3
+
+
+def test_several_tables_of_exact_noise_come_back(tmp_path: Path) -> None:
+    """A fixed bug: they were paid for, saved, and then refused, as their event had one part for all of them."""
+    pytest.importorskip("opendp")
+    source = Made(users=["u"], sites=["a"], clicks=[1])
+    release = Release.of(QUERIES[5:], BUDGET, rows_per_unit=2, backend="opendp")
+    save_tables(release.run(source, ledger=None, purpose="test").tables, tmp_path / "exact")
+    assert len(load_tables(tmp_path / "exact")) == 2
