@@ -17,6 +17,7 @@ arXiv 2202.01100, for Gaussian noise). The two parts compose: a Gaussian and an 
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -264,7 +265,9 @@ def _event(
 ) -> dp_event.DpEvent:
     delta = SELECTION_SHARE * budget.delta if _found(queries) else 0.0
     if backend == "opendp":
-        return mechanisms.zcdp(rho=0.5 * sum(one for own in shares for one in own) / noise_multiplier**2)
+        # One by one, so that a table alone can be held against what was accounted for it.
+        rhos = Counter(0.5 * one / noise_multiplier**2 for own in shares for one in own)
+        return mechanisms.composed(*(mechanisms.repeated(mechanisms.zcdp(rho=r), n) for r, n in rhos.items()))
     flat = [noise_multiplier / math.sqrt(one) for own in shares for one in own]
     alike = mechanisms.repeated(mechanisms.gaussian(noise_multiplier=flat[0]), len(flat))
     each = (mechanisms.gaussian(noise_multiplier=one) for one in flat)

@@ -277,8 +277,7 @@ def _check_noise(table: NoisyTable) -> None:
     if terms.law == "gaussian":
         multipliers = [one.noise_multiplier for one, _ in parts if isinstance(one, dp_event.GaussianDpEvent)]
     elif terms.law == "discrete-gaussian":
-        rho = sum(one.rho * count for one, count in parts if isinstance(one, dp_event.ZCDpEvent))
-        multipliers = [math.sqrt(0.5 / rho)] if rho > 0 else []
+        multipliers = [math.sqrt(0.5 / one.rho) for one, _ in parts if isinstance(one, dp_event.ZCDpEvent)]
     else:
         return
     if not multipliers:

@@ -72,6 +72,16 @@ def test_tables_made_consistent_keep_the_noise_of_each_cell(tables: tuple[NoisyT
         assert same(one, load_table(tmp_path / f"{number}.parquet"))
 
 
+def test_tables_with_exact_noise_come_back_each_by_itself(tmp_path: Path) -> None:
+    """They did not: the whole release's rho was held against one table's noise."""
+    pytest.importorskip("opendp")
+    release = Release.of([QUERIES[1], QUERIES[5]], BUDGET, rows_per_unit=2, backend="opendp")
+    source = Made(users=["u", "v"], sites=["a", None], clicks=[0, 1], bids=[2.0, 9.0])
+    made = release.run(source, ledger=None, purpose="test").tables
+    save_tables(made, tmp_path / "out")
+    assert all(same(one, two) for one, two in zip(made, load_tables(tmp_path / "out"), strict=True))
+
+
 def test_a_saved_table_is_read_by_anything_that_reads_parquet(tables: tuple[NoisyTable, ...], tmp_path: Path) -> None:
     save_table(tables[0], tmp_path / "t.parquet")
     read = pd.read_parquet(tmp_path / "t.parquet")
