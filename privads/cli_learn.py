@@ -9,17 +9,19 @@ from privads.cli_budget import Json, print_json
 
 
 def learn(
-    config: Annotated[Path, typer.Argument(help="run.toml, with the tables to learn from in [learn].")],
+    config: Annotated[Path, typer.Argument(help=r"run.toml, with the tables to learn from in \[learn].")],
     setting: Annotated[list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE, over the file's.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write; it must not exist. By default learn.out.")
+        Path | None, typer.Option(help="The folder to write; it must not exist. By default learn.out, else learned.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Learn a model from noisy tables that were released; nothing more is charged, for nothing private is read.
 
-    With learn.features the rows' features are read as they are, and the model protects labels only. Where the schema
-    says public = true and the file splits the rows, the model is judged on the held-out ones.
+    By default no row is read. With learn.features the rows' features are read as they are: with "unprotected" the
+    model protects labels only, with "public" you say that features need no protection. learn.sample draws a synthetic
+    log, free of cost. Where the schema says public = true and the file splits the rows, the model is judged on the
+    held-out ones.
     """
     from privads.config import ConfigError
     from privads.run_config import read_config
@@ -42,3 +44,8 @@ def learn(
     else:
         typer.echo("\n".join(done.in_words()))
         typer.echo(f"model: {place / 'model.json'}")
+        if done.sample is not None:
+            schema = place / "ads.toml"
+            typer.echo(
+                f"synthetic log: {place / 'synthetic.parquet'}, {done.sample[0].num_rows:,} rows; schema: {schema}"
+            )

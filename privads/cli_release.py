@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
-from privads.cli_budget import Json
+from privads.cli_budget import Json, print_json
 
 
 def release(
-    config: Annotated[Path, typer.Argument(help="run.toml: data, budget, and the tables in [release].")],
+    config: Annotated[Path, typer.Argument(help=r"run.toml: data, budget, and the tables in \[release].")],
     setting: Annotated[list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE, over the file's.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder of tables to write; it must not exist. By default release.out.")
+        Path | None,
+        typer.Option(help="The folder of tables to write; it must not exist. By default release.out, else tables."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what noise the tables would have; nothing is charged or read.")
@@ -33,8 +34,6 @@ def release(
     if not dry_run and place.exists():
         raise ConfigError(f"{place} exists already: choose another folder with --out, or remove it")
 
-    import json
-
     from privads.features.fitting import check_place
     from privads.job import open_ledger, open_logs
     from privads.signals.consistency import check_consistent, consistent
@@ -46,17 +45,21 @@ def release(
         check_place(place.absolute())
     train, _ = open_logs(read)
     planned = plan_release(read.release, read.plan, train.source)
+    train.source.check_unit(read.plan.unit)
     if read.release.consistent:
         check_consistent(planned.queries)
     if dry_run:
-        typer.echo(json.dumps(summary(planned)) if as_json else "\n".join(plan_lines(planned)))
+        if as_json:
+            print_json(summary(planned))
+        else:
+            typer.echo("\n".join(plan_lines(planned)))
         return
     ledger = open_ledger(read, train.source)
     found = planned.run(train, ledger=ledger, purpose="release tables", insecure_seed=read.run.insecure_seed)
     tables = consistent(found.tables) if read.release.consistent else found.tables
     save_tables(tables, place)
     if as_json:
-        typer.echo(json.dumps({**summary(planned, tables), "out": str(place), "entry": found.entry}))
+        print_json({**summary(planned, tables), "out": str(place), "entry": found.entry})
     else:
         typer.echo("\n".join(lines(planned, tables, found.entry)))
         typer.echo(f"\ntables: {place}")

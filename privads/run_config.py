@@ -137,10 +137,10 @@ class ReleaseTable(_Table):
     """Noisy tables of the rows (`privads release`), and what making them may cost.
 
     columns: a table by each, with pairs one by each pair too. values, edges: the public places of columns; a category
-    without values has those found in the log, a number without edges ``cells`` places over its range. label, sums,
-    counts: what is counted. tables: more of them, one by one. shares_by: tables released before,
-    by which the budget is shared for the least relative error of cells of at least ``least``. consistent: make them
-    agree, at no cost.
+    without values has those found in the log, a number without edges ``cells`` places over its range. values_from: of a
+    column, the folder or file of an earlier release, whose table by it names the values. label, sums, counts: what is
+    counted. tables: more of them, one by one. shares_by: tables released before, by which the budget is shared for the
+    least relative error of cells of at least ``least``. consistent: make them agree, at no cost.
     """
 
     epsilon: float | None = None
@@ -151,6 +151,7 @@ class ReleaseTable(_Table):
     columns: list[str] = []
     pairs: bool = False
     values: dict[str, list[str]] = {}
+    values_from: dict[str, str] = {}
     edges: dict[str, list[float]] = {}
     cells: int = Field(default=16, ge=1, le=1000)
     label: str | None = None
@@ -322,6 +323,11 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         table = result.get(name)
         if isinstance(table, dict) and isinstance(table.get(key), str):
             result[name] = {**table, key: str(folder / table[key])}
+    release = result.get("release")
+    if isinstance(release, dict) and isinstance(release.get("values_from"), dict):
+        places = release["values_from"].items()
+        found = {key: str(folder / one) if isinstance(one, str) else one for key, one in places}
+        result["release"] = {**release, "values_from": found}
     learn = result.get("learn")
     if isinstance(learn, dict) and isinstance(learn.get("tables"), list):
         result["learn"] = {**learn, "tables": [str(folder / one) for one in learn["tables"] if isinstance(one, str)]}

@@ -341,8 +341,8 @@ def _parts(tables: Sequence[NoisyTable]) -> tuple[Public, ...]:
         found = next((part for part in table.query.by if isinstance(part, str)), None)
         if found is not None or not table.query.dense:
             raise ValueError(
-                f"the values of {found!r} were found in the log: a model is learned from tables whose values are "
-                "declared (release.values), such as those of an earlier release"
+                f"the values of {found!r} were found in the log, and a model needs tables with declared ones: release "
+                f"again with release.values, or with release.values_from.{found} = this release's folder"
             )
     parts = list(dict.fromkeys(part for table in tables for part in _public(table.query)))
     if len({part.column for part in parts}) < len(parts):

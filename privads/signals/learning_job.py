@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from privads.run_config import LearnTable, RunConfig
 from privads.signals.learned import Learned, from_tables, places_of, with_features
 from privads.signals.report import printable
 from privads.signals.saved import load_tables
+from privads.signals.table import NoisyTable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +77,7 @@ def learn_from(config: RunConfig, table: LearnTable) -> LearnedRun:
     """Returns the model that ``[learn]`` asks for. It reads rows only with features, or to judge on public ones."""
     tables = [one for place in table.tables for one in load_tables(Path(place))]
     seed = config.run.seed
+    _check_same_log(config, table, tables)
     if table.features == "none":
         learned = from_tables(tables, label=table.label, seed=seed)
     else:
@@ -87,6 +90,15 @@ def learn_from(config: RunConfig, table: LearnTable) -> LearnedRun:
         drawn = learned.sample(table.sample, seed=seed)
         sample = drawn, toml(learned.sample_schema(tables[0].terms.dataset, table.sample))
     return LearnedRun(learned=learned, metrics=_metrics(config, learned), sample=sample)
+
+
+def _check_same_log(config: RunConfig, table: LearnTable, tables: Sequence[NoisyTable]) -> None:
+    names = sorted({one.terms.dataset for one in tables})
+    if len(names) > 1:
+        raise ConfigError(f"the tables are of several logs, {', '.join(names)}: learn from those of one")
+    own = names[0] if table.features == "none" else Schema.load(config.data.schema_).dataset
+    if own != names[0]:
+        raise ConfigError(f"the tables are of data set {names[0]!r}, and data.schema is of {own!r}")
 
 
 def _features(config: RunConfig) -> Logs:

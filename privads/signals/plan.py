@@ -1,4 +1,4 @@
-"""`[release]` of run.toml as a `Release`: from public facts only, nothing is read."""
+"""`[release]` of run.toml as a `Release`: from public facts and earlier releases only, no row is read."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +10,7 @@ from privads.run_config import PlanTable, ReleaseTable, SumTable
 from privads.signals.allocation import shares_by
 from privads.signals.bounds import Bounds
 from privads.signals.query import (
+    OTHER,
     Grid,
     OneOf,
     Part,
@@ -51,8 +52,11 @@ def plan_release(table: ReleaseTable, plan: PlanTable, schema: Schema) -> Releas
 
 
 def _queries(table: ReleaseTable, schema: Schema) -> list[Query]:
-    for column in {*table.values, *table.edges} - {*table.columns, *(name for one in table.tables for name in one.by)}:
+    used = {*table.columns, *(name for one in table.tables for name in one.by)}
+    for column in sorted({*table.values, *table.values_from, *table.edges} - used):
         raise ConfigError(f"release states places of {column!r}, and no table is by it")
+    for column in sorted(table.values.keys() & table.values_from.keys()):
+        raise ConfigError(f"values of {column!r} are stated and taken from an earlier release: give one")
     parts = [_part(table, schema, column) for column in table.columns]
     sums = _sums(table.sums)
     made = singles_and_pairs(parts, label=table.label, sums=sums, counts=table.counts)
@@ -74,7 +78,7 @@ def _queries(table: ReleaseTable, schema: Schema) -> list[Query]:
 
 def _part(table: ReleaseTable, schema: Schema, column: str) -> Part:
     if column in schema.numeric:
-        if column in table.values:
+        if column in table.values or column in table.values_from:
             raise ConfigError(f"{column!r} is a number: state release.edges, not values")
         check_numeric(schema, column)
         if column in table.edges:
@@ -83,7 +87,23 @@ def _part(table: ReleaseTable, schema: Schema, column: str) -> Part:
     check_categorical(schema, column)
     if column in table.edges:
         raise ConfigError(f"{column!r} is a category: state release.values, not edges")
+    if column in table.values_from:
+        return OneOf(column=column, values=shown_values(Path(table.values_from[column]), column))
     return OneOf(column=column, values=tuple(table.values[column])) if column in table.values else column
+
+
+def shown_values(place: Path, column: str) -> tuple[str, ...]:
+    """Returns the values that an earlier release's table by ``column`` shows. Free: that release has paid for them.
+
+    place: the folder of the release, or the table's file.
+    """
+    table = next((one for one in load_tables(place) if _columns(one.query) == [column]), None)
+    if table is None:
+        raise ConfigError(f"{place} has no table by {column!r} alone: take values from one that has")
+    values = tuple(str(key[0]) for key in table.keys if key[0] not in (None, OTHER))
+    if not values:
+        raise ConfigError(f"{place} shows no value of {column!r}: none reached its threshold")
+    return values
 
 
 def _sums(tables: Iterable[SumTable]) -> tuple[Sum, ...]:

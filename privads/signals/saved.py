@@ -1,10 +1,12 @@
 """Noisy tables as Parquet files that carry what they are: query, noise, event, budget and the ledger's entry.
 
-A file has a column for each part of the key ("by site": a found value, or the number of a public place), one for each
-measure, and where the noise is not the same in all cells "std of" each. What is read back is checked as if it came from
-a stranger: a table without its facts, with another number of cells, or whose noise is not that of its event is refused.
+A file has a column for each part of the key ("by site": a found value, or the number of a public place, with "value of
+site" beside it for people), one for each measure, and where the noise is not the same in all cells "std of" each. Its
+facts are `attrs` in pandas. What is read back is checked as if it came from a stranger: a table without its facts, with
+another number of cells, or whose noise is not that of its event is refused.
 """
 
+import itertools
 import json
 import math
 import os
@@ -18,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from dp_accounting import dp_event
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy.stats import norm
 
@@ -31,6 +34,9 @@ from privads.signals.table import Law, NoisyTable, Terms, by_release, sensitivit
 
 METADATA = b"privads.noisy_table"
 """The key of the facts in a file's metadata."""
+
+ATTRS = b"PANDAS_ATTRS"
+"""What pandas reads as a frame's `attrs`: so an analyst sees the noise and the budget, which no column says."""
 
 CLOSE = 1e-9
 """Relative: noise and event are both written in full."""
@@ -146,7 +152,8 @@ def save_table(table: NoisyTable, file: Path) -> None:
     columns |= {name: pa.array(table.values[name]) for name in query.measures}
     if not alike:
         columns |= {f"std of {name}": pa.array(np.asarray(table.noise_std[name])) for name in query.measures}
-    whole = pa.table(columns).replace_schema_metadata({METADATA: facts.model_dump_json().encode()})
+    written = facts.model_dump_json(exclude={"event", "by"}, exclude_none=True).encode()
+    whole = pa.table(columns).replace_schema_metadata({METADATA: facts.model_dump_json().encode(), ATTRS: written})
     if file.exists():
         raise ConfigError(f"{file} exists already: choose another place, or remove it")
     draft = file.with_name(f".{file.name}.{os.getpid()}")
@@ -231,18 +238,48 @@ def _loaded(file: Path) -> NoisyTable:
 
 def _key_columns(table: NoisyTable) -> list[tuple[str, pa.Array]]:
     query = table.query
+    columns: list[tuple[str, pa.Array]] = []
     if table.listed is None:
-        places = np.unravel_index(np.arange(query.cells), query.shape) if query.by else ()
-        return [(_by(query, i), pa.array(one.astype(np.int32))) for i, one in enumerate(places)]
-    columns = []
+        found = np.unravel_index(np.arange(query.cells), query.shape) if query.by else ()
+        for i, part in enumerate(query.by):
+            columns += _place_columns(query, i, part, found[i])
+        return columns
     for i, part in enumerate(query.by):
         own = [key[i] for key in table.listed]
         if isinstance(part, str):
             columns.append((_by(query, i), pa.array(own, type=pa.string())))
         else:
             names = {name: place for place, name in enumerate(part.names)}
-            columns.append((_by(query, i), pa.array([names[one] for one in own], type=pa.int32())))
+            columns += _place_columns(query, i, part, np.array([names[one] for one in own], dtype=np.int64))
     return columns
+
+
+def _place_columns(query: Query, i: int, part: Part, places: NDArray[np.integer]) -> list[tuple[str, pa.Array]]:
+    """Returns the numbers of the places, which are read back, and what they are called, which is for people."""
+    called = [] if isinstance(part, str) else in_words(part)
+    named = pa.array(places, type=pa.int32(), mask=places >= len(called))  # the place behind is that of missing values
+    names = pa.DictionaryArray.from_arrays(named, pa.array(called, type=pa.string()))
+    return [
+        (_by(query, i), pa.array(places, type=pa.int32())),
+        (f"value of {_by(query, i).removeprefix('by ')}", names),
+    ]
+
+
+def in_words(part: Grid | OneOf) -> list[str]:
+    """Returns what the places are called for people, but for the last, that of missing values.
+
+    >>> in_words(Grid(column="bid", edges=(0.0, 1.0, 5.0, 10.0)))
+    ['below 1', '1 to below 5', '5 or more']
+    >>> in_words(OneOf(column="site", values=("a", "b")))
+    ['a', 'b', 'any other']
+    """
+    if isinstance(part, OneOf):
+        return [*part.values, "any other"]
+    inner = [f"{edge:.6g}" for edge in part.edges[1:-1]]
+    if not inner:
+        return ["any number"]
+    between = [f"{low} to below {high}" for low, high in itertools.pairwise(inner)]
+    return [f"below {inner[0]}", *between, f"{inner[-1]} or more"]
 
 
 def _keys(stored: pa.Table, facts: _Table) -> tuple[Key, ...]:

@@ -29,7 +29,7 @@ def plan_lines(release: Release) -> list[str]:
     for query, stds, threshold in zip(release.queries, release.noise_stds, release.thresholds, strict=True):
         cells = "keys found in the log" if threshold is not None else f"{_cells(query):,} cells"
         shown = "" if threshold is None else f", shown from {threshold:g} rows on"
-        made.append(f"{title(query)}: {cells}, noise {_noise(query, stds)}{shown}")
+        made.append(f"{title(query)}: {cells}, noise std {_noise(query, stds)}{shown}")
     return made
 
 
@@ -41,7 +41,7 @@ def lines(release: Release, tables: Sequence[NoisyTable], entry: str | None) -> 
         cells = len(table.values[name])
         stds = tuple(float(table.noise_std[one].max()) for one in _firsts(table.query)) if cells else stds
         shown = "" if table.threshold is None else f", shown from {table.threshold:g} rows on"
-        made.append(f"{title(table.query)}: {cells:,} cells, noise {_noise(table.query, stds)}{shown}")
+        made.append(f"{title(table.query)}: {cells:,} cells, noise std {_noise(table.query, stds)}{shown}")
     charged = "no ledger was charged: the data are declared public" if entry is None else f"charged as entry {entry}"
     return [*made, "", _bounds(release), f"{cost_of(release)}; {charged}"]
 
@@ -54,7 +54,7 @@ def summary(release: Release, tables: Sequence[NoisyTable] | None = None) -> dic
         one: dict[str, Any] = {
             "by": [part if isinstance(part, str) else part.column for part in query.by],
             "measures": list(query.measures),
-            "noise_std": dict(zip(_firsts(query), stds, strict=True)),
+            "noise_std": _by_measure(query, stds),
             "threshold": release.thresholds[place],
         }
         if tables is not None:
@@ -84,10 +84,17 @@ def _firsts(query: Query) -> list[str]:
     return [*query.counted[:1], *(one.name for one in query.sums)]
 
 
+def _by_measure(query: Query, stds: Sequence[float]) -> dict[str, float]:
+    """Returns the noise of every measure: all counts have the first one."""
+    return dict(
+        zip(query.measures, [*list(stds[: query.counts]) * len(query.counted), *stds[query.counts :]], strict=True)
+    )
+
+
 def _noise(query: Query, stds: Sequence[float]) -> str:
     names = [*(["counts"] if query.counts else []), *(one.name for one in query.sums)]
     if len(names) == 1:
-        return f"{stds[0]:.4g}"
+        return f"{stds[0]:.4g}"  # of each count where a label splits the rows
     return ", ".join(f"{std:.4g} ({name})" for name, std in zip(names, stds, strict=True))
 
 

@@ -72,11 +72,33 @@ def test_tables_made_consistent_keep_the_noise_of_each_cell(tables: tuple[NoisyT
         assert same(one, load_table(tmp_path / f"{number}.parquet"))
 
 
+def test_tables_with_exact_noise_come_back_each_by_itself(tmp_path: Path) -> None:
+    """They did not: the whole release's rho was held against one table's noise."""
+    pytest.importorskip("opendp")
+    release = Release.of([QUERIES[1], QUERIES[5]], BUDGET, rows_per_unit=2, backend="opendp")
+    source = Made(users=["u", "v"], sites=["a", None], clicks=[0, 1], bids=[2.0, 9.0])
+    made = release.run(source, ledger=None, purpose="test").tables
+    save_tables(made, tmp_path / "out")
+    assert all(same(one, two) for one, two in zip(made, load_tables(tmp_path / "out"), strict=True))
+
+
 def test_a_saved_table_is_read_by_anything_that_reads_parquet(tables: tuple[NoisyTable, ...], tmp_path: Path) -> None:
     save_table(tables[0], tmp_path / "t.parquet")
     read = pd.read_parquet(tmp_path / "t.parquet")
     assert list(read.columns) == ["by site", "positives", "negatives"]
     assert [None if pd.isna(one) else one for one in read["by site"]] == [key[0] for key in tables[0].keys]
+
+
+def test_pandas_shows_what_cells_are_and_what_their_noise_is(tables: tuple[NoisyTable, ...], tmp_path: Path) -> None:
+    save_table(tables[1], tmp_path / "t.parquet")
+    read = pd.read_parquet(tmp_path / "t.parquet")
+    assert list(read.columns[:4]) == ["by site", "value of site", "by bid (2)", "value of bid (2)"]
+    sites, bids = ["a", '=HYPERLINK("x")', "any other", None], ["below 1", "1 to below 5", "5 or more", None]
+    shown = read[["value of site", "value of bid (2)"]].astype(object)
+    named = list(shown.where(shown.notna(), None).itertuples(index=False, name=None))
+    assert named == [(site, bid) for site in sites for bid in bids]
+    assert read.attrs["noise_std"]["positives"] == tables[1].noise_std["positives"][0]
+    assert read.attrs["budget"] == {"epsilon": 1.0, "delta": 1e-6, "unit": "user", "neighbors": "add-remove"}
 
 
 def test_nothing_is_written_over(tables: tuple[NoisyTable, ...], tmp_path: Path) -> None:
