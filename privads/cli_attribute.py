@@ -9,7 +9,7 @@ from privads.cli_budget import Json, print_json
 
 
 def attribute(
-    config: Annotated[Path, typer.Argument(help=r"run.toml with a table \[attribution]; its model is not used.")],
+    config: Annotated[Path, typer.Argument(help="run.toml, with an attribution table; its model is not used.")],
     setting: Annotated[list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE, over the file's.")] = None,
     out: Annotated[Path, typer.Option(help="The report to write, .parquet or .json; it must not exist.")] = Path(
         "attribution.parquet"

@@ -9,7 +9,7 @@ from privads.cli_budget import Json, print_json
 
 
 def learn(
-    config: Annotated[Path, typer.Argument(help=r"run.toml, with the tables to learn from in \[learn].")],
+    config: Annotated[Path, typer.Argument(help="run.toml, with the tables to learn from in its learn table.")],
     setting: Annotated[list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE, over the file's.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder to write; it must not exist. By default learn.out, else learned.")

@@ -9,7 +9,7 @@ from privads.cli_budget import Json, print_json
 
 
 def release(
-    config: Annotated[Path, typer.Argument(help=r"run.toml: data, budget, and the tables in \[release].")],
+    config: Annotated[Path, typer.Argument(help="run.toml: data, budget, and in its release table what to make.")],
     setting: Annotated[list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE, over the file's.")] = None,
     out: Annotated[
         Path | None,

@@ -96,8 +96,9 @@ class Release:
         if backend == "opendp" and _found(queries):
             raise ValueError('backend "opendp" is for declared keys: declare them, or leave the backend out')
         if backend == "table" and drawing_delta(budget.epsilon) > MOST_NOISE_SHARE * budget.delta:
+            most = math.floor(math.log(MOST_NOISE_SHARE * budget.delta / (MOST_DRAWS * DISTANCE)))
             raise ValueError(
-                f"epsilon {budget.epsilon:g} is too large for delta {budget.delta:g}: what drawing noise costs is more"
+                f"epsilon must be at most {most} for tables at delta {budget.delta:g}, got {budget.epsilon:g}"
             )
         given = _shares(queries, shares)
 

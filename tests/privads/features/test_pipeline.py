@@ -20,11 +20,11 @@ from privads.features.transforms import (
     Scaled,
     Standardized,
     Vocabulary,
-    grid_of,
 )
 from privads.logs.schema import Schema
 from privads.logs.simulator import schema_toml, simulate
 from privads.noise import Randomness
+from privads.signals.query import grid_of
 from privads.training.checkpoint import load, load_features
 from privads.training.scores import write_scores
 from tests.privads.signals.samples import Made, facts
@@ -346,7 +346,7 @@ def test_a_log_that_is_read_through_features_is_refused_before_it_is_read(log: p
 
 
 def test_a_grid_covers_the_public_range() -> None:
-    edges = grid_of(facts(), "bid").edges
+    edges = grid_of(facts(), "bid", cells=128).edges
     assert (edges[0], edges[-1], len(edges)) == (0.0, 10.0, 129)
 
 
