@@ -453,7 +453,7 @@ def test_what_drawing_noise_costs_is_charged_and_must_be_small() -> None:
     release = Release.of([BIDS], BUDGET, rows_per_unit=1)
     delta = [one.delta for one, _ in mechanisms.parts(release.event) if hasattr(one, "delta")]
     assert delta == [pytest.approx(DRAWING, rel=1e-12)]
-    with pytest.raises(ValueError, match="what drawing noise costs is more"):
+    with pytest.raises(ValueError, match="epsilon must be at most 25"):
         Release.of([BIDS], Budget(epsilon=40.0, delta=1e-6, unit="user"), rows_per_unit=1)
 
 
