@@ -33,7 +33,8 @@ from privads.signals.query import OTHER, Grid, OneOf, Query, Source
 from privads.signals.rows import public_places
 from privads.signals.saved import PartFacts
 from privads.signals.statistics import noisy_sums
-from privads.signals.table import NoisyTable, Terms
+from privads.signals.summary import named_by, terms_cost
+from privads.signals.table import NoisyTable, Terms, terms_of
 
 FORMAT = "privads learned 1"
 OTHER_TEXT = "other"
@@ -130,7 +131,7 @@ def from_tables(tables: Sequence[NoisyTable], *, label: str | None = None, seed:
         ):
             cells = np.transpose(values.reshape(shape), order)
             kept.append(Margin(columns=places, values=cells, noise_std=noise_std))
-    source = "; ".join(_cost(terms) for terms in releases(chosen))
+    source = "; ".join(terms_cost(terms) for terms in terms_of(chosen))
     model = fit_maximum_entropy(rows, positives, source=source, seed=seed)
     return Learned(
         parts=parts, label=task, model=model, guarantee=f"learned from tables alone: {source}; no row was read"
@@ -163,8 +164,8 @@ def with_features(
         measure = _positives(table, task)
         stds = table.noise_std[str(measure)]
         found[own] = table.values[str(measure)], float(stds.max())
-    public, terms = features == "public", releases(chosen)
-    said = "; ".join(_cost(one) if public else _label_cost(one) for one in terms)
+    public, terms = features == "public", terms_of(chosen)
+    said = "; ".join(terms_cost(one) if public else _label_cost(one) for one in terms)
     neighbors = terms[0].budget.neighbors if public else "replace-label"
     statistic = noisy_sums(encoding, found, neighbors=neighbors, terms=said)
     rows = places_of(source, parts, bound_of=terms[0], seed=seed)
@@ -208,15 +209,6 @@ def label_of(tables: Sequence[NoisyTable], label: str | None) -> str:
     return label
 
 
-def releases(tables: Sequence[NoisyTable]) -> list[Terms]:
-    """Returns the terms of each release that the tables come from, once."""
-    found: list[Terms] = []
-    for table in tables:
-        if not any(table.terms == one for one in found):
-            found.append(table.terms)
-    return found
-
-
 def under_labels(terms: Terms) -> dp_event.DpEvent:
     """Returns the event of a release for a unit whose labels change and whose features stay; see the module.
 
@@ -232,17 +224,12 @@ def under_labels(terms: Terms) -> dp_event.DpEvent:
     return mechanisms.composed(*made)
 
 
-def _cost(terms: Terms) -> str:
-    budget = terms.budget
-    spent = accountant.epsilon(terms.event, delta=budget.delta, neighbors=budget.neighbors).upper
-    return bound(spent, delta=budget.delta, unit=budget.unit, neighbors=budget.neighbors, released="all tables")
-
-
 def _label_cost(terms: Terms) -> str:
     spent = accountant.epsilon(under_labels(terms), delta=terms.budget.delta).upper
-    return bound(
+    own = bound(
         spent, delta=terms.budget.delta, unit=terms.budget.unit, neighbors="replace-label", released="all tables"
     )
+    return own + named_by(terms.named_by)
 
 
 def _positives(table: NoisyTable, label: str) -> str | None:

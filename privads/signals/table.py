@@ -4,7 +4,7 @@ Vocabularies, quantiles, counters, explorations and released metrics are reading
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -26,7 +26,8 @@ class Terms:
 
     event: of the whole release, all its tables together; what each one cost is not told apart. budget: the event keeps
     it. bounds: on what one unit brought. entry: of the ledger, None where none was charged; tables with the same entry
-    are one release.
+    are one release. named_by: in words what the earlier releases cost whose tables named the values, which comes on top
+    of the event; empty where they are public.
     """
 
     dataset: str
@@ -35,6 +36,7 @@ class Terms:
     bounds: Bounds
     law: Law
     entry: str | None = None
+    named_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +90,15 @@ class NoisyTable:
     def _part(self, measure: str) -> int:
         names = [one.name for one in self.query.sums]
         return names.index(measure) + bool(self.query.counted)
+
+
+def terms_of(tables: Sequence[NoisyTable]) -> list[Terms]:
+    """Returns the terms of each release that the tables come from, once."""
+    found: list[Terms] = []
+    for table in tables:
+        if not any(table.terms == one for one in found):
+            found.append(table.terms)
+    return found
 
 
 def sensitivities(query: Query, bounds: Bounds) -> tuple[float, ...]:
