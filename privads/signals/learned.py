@@ -36,6 +36,7 @@ from privads.signals.report import Report
 from privads.signals.rows import public_places
 from privads.signals.saved import PartFacts
 from privads.signals.statistics import noisy_sums
+from privads.signals.summary import named_by
 from privads.signals.table import NoisyTable, Terms, by_release
 
 FORMAT = "privads learned 1"
@@ -293,7 +294,7 @@ def _costs(terms: Sequence[Terms], *, labels_alone: bool = False) -> str:
 
     Together at the sum of the deltas, where they protect the same unit; units of different names do not add up.
     """
-    said = [_cost([one], "all tables", labels_alone=labels_alone) for one in terms]
+    said = [_cost([one], "all tables", labels_alone=labels_alone) + named_by(one.named_by) for one in terms]
     if len(terms) > 1:
         alike = len({(one.budget.unit, one.budget.neighbors) for one in terms}) == 1
         released = f"all {len(terms)} releases together"

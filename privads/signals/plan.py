@@ -23,6 +23,8 @@ from privads.signals.query import (
 )
 from privads.signals.release import Release
 from privads.signals.saved import load_tables
+from privads.signals.summary import terms_cost
+from privads.signals.table import NoisyTable, by_release
 
 
 def plan_release(table: ReleaseTable, plan: PlanTable, schema: Schema) -> Release:
@@ -48,6 +50,7 @@ def plan_release(table: ReleaseTable, plan: PlanTable, schema: Schema) -> Releas
         keys_per_unit=bounds.keys,
         shares=shares,
         backend=table.backend,
+        named_by=_named_by(table),
     )
 
 
@@ -97,13 +100,24 @@ def shown_values(place: Path, column: str) -> tuple[str, ...]:
 
     place: the folder of the release, or the table's file.
     """
-    table = next((one for one in load_tables(place) if _columns(one.query) == [column]), None)
-    if table is None:
-        raise ConfigError(f"{place} has no table by {column!r} alone: take values from one that has")
+    table = _table_by(place, column)
     values = tuple(str(key[0]) for key in table.keys if key[0] not in (None, OTHER))
     if not values:
         raise ConfigError(f"{place} shows no value of {column!r}: none reached its threshold")
     return values
+
+
+def _table_by(place: Path, column: str) -> NoisyTable:
+    table = next((one for one in load_tables(place) if _columns(one.query) == [column]), None)
+    if table is None:
+        raise ConfigError(f"{place} has no table by {column!r} alone: take values from one that has")
+    return table
+
+
+def _named_by(table: ReleaseTable) -> tuple[str, ...]:
+    """Returns what the releases cost that values are taken from, each once."""
+    tables = [_table_by(Path(place), column) for column, place in table.values_from.items()]
+    return tuple(dict.fromkeys(terms_cost(terms) for terms, _ in by_release(tables)))
 
 
 def _sums(tables: Iterable[SumTable]) -> tuple[Sum, ...]:

@@ -58,7 +58,7 @@ class Release:
     """The plan of some tables from one log under one budget: what is executed, and how much noise it needs.
 
     Made by `of`, from public facts only. shares: of the budget, per table and part of it (its counts, each of its
-    sums); all add up to 1. noise_multiplier: of all tables together.
+    sums); all add up to 1. noise_multiplier: of all tables together. named_by: see `Terms`.
     """
 
     queries: tuple[Query, ...]
@@ -67,6 +67,7 @@ class Release:
     shares: tuple[tuple[float, ...], ...]
     noise_multiplier: float
     backend: Backend = "table"
+    named_by: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -79,6 +80,7 @@ class Release:
         keys_per_unit: int | None = None,
         shares: Sequence[Sequence[float]] | None = None,
         backend: Backend = "table",
+        named_by: tuple[str, ...] = (),
     ) -> "Release":
         """Returns the release with the least noise that keeps ``budget``.
 
@@ -107,7 +109,13 @@ class Release:
 
         least = calibrate.noise_multiplier(event, budget)
         made = cls(
-            queries=tuple(queries), budget=budget, bounds=bounds, shares=given, noise_multiplier=least, backend=backend
+            queries=tuple(queries),
+            budget=budget,
+            bounds=bounds,
+            shares=given,
+            noise_multiplier=least,
+            backend=backend,
+            named_by=named_by,
         )
         for std in {std for stds in made.noise_stds for std in stds}:
             check_noise_std(std)
@@ -191,6 +199,7 @@ class Release:
             bounds=self.bounds,
             law="gaussian" if self.backend == "table" else "discrete-gaussian",
             entry=None if entry is None else str(entry.id),
+            named_by=self.named_by,
         )
         with telling_no_row("the rows cannot be counted as the schema says", public=schema.public):
             counted = count(source, self.queries, unit_columns=_owners(schema, unit), bounds=self.bounds)

@@ -102,6 +102,7 @@ class _Table(Facts):
     budget: _Budget
     bounds: _Bounds
     entry: str | None = None
+    named_by: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _noise_is_positive(self) -> Self:
@@ -122,6 +123,7 @@ class _Table(Facts):
             bounds=Bounds(**self.bounds.model_dump()),
             law=self.law,
             entry=self.entry,
+            named_by=self.named_by,
         )
 
 
@@ -147,6 +149,7 @@ def save_table(table: NoisyTable, file: Path) -> None:
         budget=_Budget(epsilon=budget.epsilon, delta=budget.delta, unit=budget.unit, neighbors=budget.neighbors),
         bounds=_Bounds(rows=terms.bounds.rows, rows_per_key=terms.bounds.rows_per_key, keys=terms.bounds.keys),
         entry=terms.entry,
+        named_by=terms.named_by,
     )
     columns: dict[str, pa.Array] = dict(_key_columns(table))
     columns |= {name: pa.array(table.values[name]) for name in query.measures}

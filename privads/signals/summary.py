@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from accounting import accountant
 from accounting.report.phrase import bound
 from privads.signals.query import Query
 from privads.signals.release import Release
-from privads.signals.table import NoisyTable
+from privads.signals.table import NoisyTable, Terms
 
 
 def cost_of(release: Release) -> str:
@@ -14,7 +15,20 @@ def cost_of(release: Release) -> str:
     budget = release.budget
     return bound(
         release.spent.upper, delta=budget.delta, unit=budget.unit, neighbors=budget.neighbors, released="all tables"
-    )
+    ) + named_by(release.named_by)
+
+
+def terms_cost(terms: Terms) -> str:
+    """Returns what the release cost that tables carry the terms of, with what naming their values cost."""
+    budget = terms.budget
+    spent = accountant.epsilon(terms.event, delta=budget.delta, neighbors=budget.neighbors).upper
+    own = bound(spent, delta=budget.delta, unit=budget.unit, neighbors=budget.neighbors, released="all tables")
+    return own + named_by(terms.named_by)
+
+
+def named_by(costs: Sequence[str]) -> str:
+    """Returns the end of a phrase about a cost, where values were named by earlier releases: the costs add up."""
+    return f", and on top the release that named its values: {'; '.join(costs)}" if costs else ""
 
 
 def title(query: Query) -> str:
@@ -65,6 +79,7 @@ def summary(release: Release, tables: Sequence[NoisyTable] | None = None) -> dic
         "delta": budget.delta,
         "unit": budget.unit,
         "neighbors": budget.neighbors,
+        "named_by": list(release.named_by),
         "rows_per_unit": bounds.rows,
         "rows_per_key": bounds.rows_per_key,
         "keys_per_unit": bounds.keys,

@@ -27,7 +27,8 @@ class Terms:
 
     event: of the whole release, all its tables together; what each one cost is not told apart. budget: the event keeps
     it. bounds: on what one unit brought. entry: of the ledger, None where none was charged; tables with the same entry
-    are one release.
+    are one release. named_by: in words what the earlier releases cost whose tables named the values, which comes on top
+    of the event; empty where they are public.
     """
 
     dataset: str
@@ -36,6 +37,7 @@ class Terms:
     bounds: Bounds
     law: Law
     entry: str | None = None
+    named_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
