@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from benchmarks.harness import Figure, Spread
 from privads.logs.logs import Logs
 from privads.logs.simulator import FIELDS, simulate
 from privads.signals.margins import Margin
-from privads.signals.maximum_entropy_fit import fit_maximum_entropy
+from privads.signals.maximum_entropy_fit import CHAINS, fit_maximum_entropy
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -43,6 +44,30 @@ TIED = (
 """Ten of which one column determines another, and bids move positions."""
 
 EDGES = {"user_recency_hours": (1, 3, 6, 12, 24, 48, 96), "ad_position": range(2, 11), "bid_usd": (1, 2, 3, 4, 6, 10)}
+
+REAL = {
+    "hillstrom": (
+        "hillstrom/hillstrom.csv.gz",
+        ("history_segment", "mens", "womens", "zip_code", "newbie", "channel", "segment"),
+        "visit",
+    ),
+    "avazu": (
+        "avazu/avazu_random20k.csv.gz",
+        ("C1", "banner_pos", "site_category", "app_category", "site_id", "app_id", "device_type", "device_conn_type",
+         "C16", "C18"),
+        "click",
+    ),
+    "criteo": (
+        "criteo-display/criteo_kaggle_first8000.tsv.gz",
+        ("C2", "C5", "C6", "C8", "C9", "C14", "C17", "C20", "C22", "C23"),
+        "click",
+    ),
+}  # fmt: skip
+"""By format: the rows, the columns, and the label."""
+
+USERS = 300_000
+"""Of the simulated log: about 1.2 million impressions, of which one million are learned from."""
+
 SINGLES_SHARE = 0.5
 ROWS_PER_USER = 10
 DELTA = 1e-6
@@ -170,6 +195,7 @@ def worth(
     seed: int,
     rows_per_user: int = 1,
     told: bool = True,
+    chains: int = CHAINS,
 ) -> Worth:
     """Returns what one release and fit are worth. told: whether the model is told how noisy the tables are."""
     rng = np.random.default_rng([seed, 1])
@@ -179,13 +205,15 @@ def worth(
         rows, hits = ([Margin(columns=m.columns, values=m.values, noise_std=0.0) for m in side] for side in tables)
         tables = rows, hits
     started = time.perf_counter()
-    model = fit_maximum_entropy(*tables, source=f"simulated, epsilon {epsilon}, delta {DELTA}", seed=seed)
+    model = fit_maximum_entropy(
+        *tables, source=f"simulated, epsilon {epsilon}, delta {DELTA}", seed=seed, chains=chains
+    )
     seconds = time.perf_counter() - started
     found = likelihood(log, model.predict(log.test_rows))
     return Worth(likelihood=found, share=found / best, seconds=seconds)
 
 
-def simulated_figures(users: int, *, seeds: int = SEEDS, pairs: bool = True) -> Iterator[Figure]:
+def simulated_figures(users: int, *, seeds: int = SEEDS, pairs: bool = True, chains: int = CHAINS) -> Iterator[Figure]:
     """Yields the figures on simulated logs, a world a seed; about four rows a user, five sixths to learn from."""
     kinds: list[tuple[str, float, int, bool, bool]] = [
         ("example_epsilon_5", 5.0, 1, True, False),
@@ -200,7 +228,9 @@ def simulated_figures(users: int, *, seeds: int = SEEDS, pairs: bool = True) -> 
         best = granular(log)
         for name, epsilon, m, told, paired in kinds:
             chosen = all_pairs(log) if paired else []
-            found[name].append(worth(log, best, chosen, epsilon=epsilon, seed=seed, rows_per_user=m, told=told))
+            found[name].append(
+                worth(log, best, chosen, epsilon=epsilon, seed=seed, rows_per_user=m, told=told, chains=chains)
+            )
     for name, ones in found.items():
         wanted = SHARE_WANTED if name == "example_epsilon_5" else None
         least = LOSS_ALLOWED if name == "example_epsilon_1" else None
@@ -208,6 +238,16 @@ def simulated_figures(users: int, *, seeds: int = SEEDS, pairs: bool = True) -> 
         yield from _spread(f"from_tables_likelihood_{name}", [one.likelihood for one in ones], at_least=least)
         most = max(one.seconds for one in ones)
         yield Figure(name=f"from_tables_fit_{name}", value=most, unit="s", at_most=SECONDS_ALLOWED)
+    ways = (found["example_epsilon_1"], found["example_epsilon_1_ignoring_noise"])
+    gains = [aware.likelihood - ignorant.likelihood for aware, ignorant in zip(*ways, strict=True)]
+    yield from _spread("from_tables_above_ignoring_noise_epsilon_1", gains, lower_end_at_least=0.0)
+
+
+def real_figures(folder: Path, *, seeds: int = SEEDS) -> Iterator[Figure]:
+    """Yields the figures of those real logs that ``folder`` has."""
+    for name, (path, columns, task) in REAL.items():
+        if (folder / path).exists():
+            yield from log_figures(name, of_log(Logs(folder / path, name), columns, task), seeds=seeds)
 
 
 def log_figures(name: str, log: Split, *, seeds: int = SEEDS) -> Iterator[Figure]:
@@ -219,10 +259,12 @@ def log_figures(name: str, log: Split, *, seeds: int = SEEDS) -> Iterator[Figure
         yield from _spread(f"from_tables_share_{name}_{kind}", shares)
 
 
-def _spread(name: str, values: Sequence[float], *, at_least: float | None = None) -> Iterator[Figure]:
+def _spread(
+    name: str, values: Sequence[float], *, at_least: float | None = None, lower_end_at_least: float | None = None
+) -> Iterator[Figure]:
     of = Spread.of(values)
     yield Figure(name=name, value=of.mean, unit="mean", at_least=at_least)
-    yield Figure(name=f"{name}_low", value=of.low, unit="95 % interval")
+    yield Figure(name=f"{name}_low", value=of.low, unit="95 % interval", at_least=lower_end_at_least)
     yield Figure(name=f"{name}_high", value=of.high, unit="95 % interval")
 
 
