@@ -14,6 +14,7 @@ from rich.table import Table
 from benchmarks.harness import Figure, announced, json_line, table
 from benchmarks.signals import from_tables, labels, learning, speed
 from benchmarks.signals.learning import Trial
+from privads.signals.maximum_entropy_fit import CHAINS
 
 QUICK_USERS, QUICK_SEEDS, QUICK_CHAINS = 1000, 2, 1000
 NO_PIPELINE_DP = "it needs a Python of its own, with pipeline-dp and pyarrow: pass it as --pipeline-dp"
@@ -65,7 +66,9 @@ def main(
     left_out = _left_out(asked, chosen)
     for name, why in left_out.items():
         typer.echo(f"{name}: left out, {why}", err=True)
-    console, figures, trials = Console(width=None if sys.stdout.isatty() else 140), [], []
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    figures: list[Figure] = []
+    trials: list[Trial] = []
     for name in chosen:
         found = PARTS[name](asked)
         figures += found.figures
@@ -93,7 +96,7 @@ def _learning(asked: Asked) -> Measured:
 
 def _tables(asked: Asked) -> Measured:
     sizes = asked.sizes(from_tables.USERS, from_tables.SEEDS)
-    chains = QUICK_CHAINS if asked.quick else from_tables.CHAINS
+    chains = QUICK_CHAINS if asked.quick else CHAINS
     made: Iterable[Figure] = from_tables.simulated_figures(**sizes, pairs=not asked.quick, chains=chains)
     return Measured(
         figures=[*announced(made), *announced(from_tables.real_figures(_folder(asked), seeds=sizes["seeds"]))]

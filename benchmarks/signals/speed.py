@@ -1,10 +1,10 @@
 """How long a release of all single columns and pairs takes, in what memory, and how fast noise is drawn.
 
-The rows are made up: categories of 10 to 100 values whose first are the most frequent, about ten rows a user, a click in
-twenty rows. Each way keeps at most `ROWS_PER_USER` random rows of a user, counts clicks and other rows by every column
-and pair, and adds noise to all declared cells. It has a process of its own, so that its peak of memory is its own, and
-two threads. pandas has no plan or ledger: the noise of the same standard deviation is numpy's, which protects nobody.
-PipelineDP, if it is there, runs with its local backend; it bounds per table what a user brings, and takes no fewer steps.
+The rows are made up: categories of 10 to 100 values whose first are the most frequent, about ten rows a user, a click
+in twenty rows. Each way keeps at most `ROWS_PER_USER` random rows of a user, counts clicks and other rows by every
+column and pair, and adds noise to all declared cells, in a process of its own: its peak of memory is then its own.
+DuckDB has two threads. pandas has no plan and no ledger, and noise of the same standard deviation by numpy, which
+protects nobody. PipelineDP runs with its local backend.
 """
 
 import itertools
@@ -142,14 +142,14 @@ WAYS: dict[str, Callable[[Path, int], int]] = {"privads": by_privads, "pandas": 
 def measured(path: Path, way: str, columns: int) -> Run:
     """Returns what one of `WAYS` needs in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.signals.speed", way, str(path), str(columns)]
-    return Run(**_told(command))
+    return _told(command)
 
 
 def measured_pipeline_dp(path: Path, columns: int, python: Path) -> Run:
     """Returns what PipelineDP needs with the Python that has it."""
     script = str(Path(__file__).with_name("by_pipeline_dp.py"))
     facts = {"values": values(columns), "rows_per_user": ROWS_PER_USER, "epsilon": EPSILON, "delta": DELTA}
-    return Run(**_told([str(python), script, str(path), json.dumps(facts)]))
+    return _told([str(python), script, str(path), json.dumps(facts)])
 
 
 def release_figures(folder: Path, sizes: Sizes, *, pipeline_dp: Path | None = None) -> Iterator[Figure]:
@@ -194,12 +194,11 @@ def noise_figures(sizes: Sizes) -> Iterator[Figure]:
         yield Figure(name=f"{name}_draws", value=sizes.draws / min(taken), unit="draws a second", at_least=DRAWS_WANTED)
 
 
-def _told(command: list[str]) -> dict[str, float]:
+def _told(command: list[str]) -> Run:
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stderr.strip().splitlines()[-1:]}")
-    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    return Run(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _peak_mebibytes() -> float | None:
