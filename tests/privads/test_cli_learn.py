@@ -175,6 +175,12 @@ def test_a_synthetic_log_is_told_and_trains_and_scores_the_real_one(folder: Path
     )
 
 
+def test_predict_says_what_a_learned_folder_is_for(folder: Path) -> None:
+    assert learn(folder).returncode == 0
+    said = privads(folder, "predict", "learned", "log.parquet", "--out", "scores.parquet")
+    refused(said, 2, "`privads learn` wrote it", "Learned.load", "learn.sample")
+
+
 def test_a_folder_that_exists_is_left_as_it_is(folder: Path) -> None:
     (folder / "learned").mkdir()
     refused(learn(folder), 2, "learned exists already", "--out")
