@@ -120,6 +120,11 @@ def name_of(model: nn.Module) -> str:
 def read_about(folder: Path) -> tuple[str, dict[str, Any], Schema]:
     """Returns (name, settings, schema) of a run folder's model."""
     file = _existing(folder, MODEL)
+    if (folder / "learned.json").is_file():
+        raise ConfigError(
+            f"{folder} is no run folder: `privads learn` wrote it. Score with it in Python, by "
+            "privads.signals.learned.Learned.load, or train on a synthetic log of it (learn.sample)"
+        )
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         name, settings, stated, sha256 = (about[key] for key in ("name", "settings", "schema", "schema_sha256"))

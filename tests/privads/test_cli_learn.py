@@ -1,0 +1,237 @@
+"""`privads learn`: it reads no more than it says, promises no more than it keeps, and judges on public rows alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from accounting.budget import Budget
+from accounting.ledger import Ledger
+from privads.logs.simulator import DEVICES, schema_toml, simulate
+from privads.signals.learned import Learned
+from tests.privads.test_cli import Done, privads, refused
+
+RUN_TOML = f"""\
+[data]
+path = "log.parquet"
+schema = "ads.toml"
+test_fraction = 0.2
+[ledger]
+url = "sqlite:///budget.db"
+[plan]
+epsilon = 4.0
+delta = 1e-6
+unit = "user"
+[release]
+columns = ["device", "ad_position"]
+label = "conversion"
+rows_per_unit = 2
+out = "tables"
+[release.values]
+device = {json.dumps(list(DEVICES))}
+[release.edges]
+ad_position = [1, 4, 10]
+[learn]
+tables = ["tables"]
+out = "learned"
+"""
+COST = "epsilon <= 4.00 (delta 1e-06, user, add/remove, all tables)"
+SYNTHETIC = """\
+[data]
+path = "learned/synthetic.parquet"
+schema = "learned/ads.toml"
+test_fraction = 0.2
+[plan]
+unit = "example"
+without_privacy = true
+epochs = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a private log, its ledger, and tables of it."""
+    folder = tmp_path_factory.mktemp("released")
+    pyarrow.parquet.write_table(simulate(1000, seed=0), folder / "log.parquet")
+    (folder / "ads.toml").write_text(schema_toml(1000))
+    (folder / "run.toml").write_text(RUN_TOML)
+    budget = Budget(epsilon=5.0, delta=1e-5, unit="user")
+    Ledger.init(f"sqlite:///{folder / 'budget.db'}", dataset="simulated-ads", budget=budget)
+    done = privads(folder, "release", "run.toml")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(released: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(released, tmp_path / "own"))
+
+
+@pytest.fixture
+def public(folder: Path) -> Path:
+    (folder / "ads.toml").write_text(schema_toml(1000, public=True))
+    return folder
+
+
+def learn(folder: Path, *settings: str, options: tuple[str, ...] = ()) -> Done:
+    given = [word for one in settings for word in ("--set", one)]
+    return privads(folder, "learn", "run.toml", *given, *options)
+
+
+def entries(folder: Path) -> int:
+    return len(Ledger.open(f"sqlite:///{folder / 'budget.db'}").history("simulated-ads"))
+
+
+def test_without_features_no_row_is_read_and_nothing_charged(folder: Path) -> None:
+    (folder / "log.parquet").unlink()
+    done = learn(folder)
+    assert done.returncode == 0, done.stderr
+    what, promise, place = done.stdout.splitlines()
+    assert what == "conversion by device, ad_position"
+    assert promise == f"learned from tables alone: {COST}; no row was read"
+    assert place == "model: learned/model.json"
+    assert entries(folder) == 1  # the release's
+    model = Learned.load(folder / "learned" / "model.json")
+    scores = model.predict(np.array([[0, 0], [1, 1]]))
+    assert scores.shape == (2,)
+    assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_json_is_one_object_that_is_saved_too(folder: Path) -> None:
+    done = learn(folder, options=("--json",))
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said.pop("out") == "learned"
+    assert said == json.loads((folder / "learned" / "learned.json").read_text())
+    assert said["metrics"] is None
+    assert COST in said["guarantee"]
+
+
+@pytest.mark.parametrize("features", ["none", "public", "unprotected"])
+def test_metrics_are_of_public_logs_alone(folder: Path, features: str) -> None:
+    private = learn(folder, f"learn.features={features}")
+    assert private.returncode == 0, private.stderr
+    assert "held-out" not in private.stdout
+    (folder / "ads.toml").write_text(schema_toml(1000, public=True))
+    public = learn(folder, f"learn.features={features}", options=("--out", "judged"))
+    assert public.returncode == 0, public.stderr
+    assert "held-out rows, which are public: AUC 0." in public.stdout
+    assert json.loads((folder / "judged" / "learned.json").read_text())["metrics"]["rows"] > 0
+
+
+def test_without_a_split_nothing_is_judged(public: Path) -> None:
+    (public / "run.toml").write_text(RUN_TOML.replace("test_fraction = 0.2\n", ""))
+    done = learn(public, "learn.features=public")
+    assert done.returncode == 0, done.stderr
+    assert "held-out" not in done.stdout
+
+
+def test_unprotected_features_are_said_not_to_be_protected_and_labels_to_cost_more(folder: Path) -> None:
+    done = learn(folder, "learn.features=unprotected")
+    assert done.returncode == 0, done.stderr
+    promise = done.stdout.splitlines()[1]
+    assert "NOT protected are the features device, ad_position of the rows it read" in promise
+    assert "labels alone are protected (neighbors replace-label)" in promise
+    epsilon = float(promise.split("epsilon <= ")[1].split()[0])
+    assert epsilon > 4.0  # labels of a unit move sums sqrt(2) times as far as leaving it out
+    assert "NOT protected" in json.loads((folder / "learned" / "learned.json").read_text())["guarantee"]
+    assert entries(folder) == 1
+
+
+def test_public_features_keep_the_promise_of_the_tables(folder: Path) -> None:
+    done = learn(folder, "learn.features=public")
+    assert COST in done.stdout
+    assert "the features it read are declared public" in done.stdout
+
+
+def test_features_are_read_and_labels_are_not(folder: Path) -> None:
+    log = pyarrow.parquet.read_table(folder / "log.parquet")
+    first = learn(folder, "learn.features=unprotected", options=("--out", "first"))
+    assert first.returncode == 0, first.stderr
+    pyarrow.parquet.write_table(log.drop_columns(["converted_at"]), folder / "log.parquet")
+    again = learn(folder, "learn.features=unprotected", options=("--out", "again"))
+    assert again.returncode == 0, again.stderr
+    assert (folder / "first" / "model.json").read_text() == (folder / "again" / "model.json").read_text()
+    (folder / "log.parquet").unlink()
+    refused(learn(folder, "learn.features=unprotected"), 2, "no such file", "log.parquet")
+
+
+def test_a_synthetic_log_is_told_and_trains_and_scores_the_real_one(folder: Path) -> None:
+    done = learn(folder, "learn.sample=2000")
+    assert "synthetic log: learned/synthetic.parquet, 2,000 rows; schema: learned/ads.toml" in done.stdout
+    (folder / "syn.toml").write_text(SYNTHETIC)
+    trained = privads(folder, "train", "syn.toml", "--quiet", "--out", "run")
+    assert trained.returncode == 0, trained.stderr
+    scored = privads(folder, "predict", "run", "log.parquet", "--out", "scores.parquet")
+    assert scored.returncode == 0, scored.stderr
+    assert pyarrow.parquet.read_metadata(folder / "scores.parquet").num_rows > 0
+    refused(
+        learn(folder, "learn.sample=10", "learn.features=public", options=("--out", "no")),
+        2,
+        "leave learn.features out",
+    )
+
+
+def test_predict_says_what_a_learned_folder_is_for(folder: Path) -> None:
+    assert learn(folder).returncode == 0
+    said = privads(folder, "predict", "learned", "log.parquet", "--out", "scores.parquet")
+    refused(said, 2, "`privads learn` wrote it", "Learned.load", "learn.sample")
+
+
+def test_a_folder_that_exists_is_left_as_it_is(folder: Path) -> None:
+    (folder / "learned").mkdir()
+    refused(learn(folder), 2, "learned exists already", "--out")
+    assert list((folder / "learned").iterdir()) == []
+
+
+def test_values_found_in_the_log_are_refused_with_what_to_do(public: Path) -> None:
+    text = RUN_TOML.replace("[release.values]\n", "").replace(f"device = {json.dumps(list(DEVICES))}\n", "")
+    (public / "run.toml").write_text(text)
+    assert privads(public, "release", "run.toml", "--out", "found").returncode == 3  # 4 + 4 is more than 5
+    found = privads(public, "release", "run.toml", "--set", "release.epsilon=0.9", "--out", "found")
+    assert found.returncode == 0, found.stderr
+    refused(learn(public, 'learn.tables=["found"]'), 2, "'device' were found in the log", "release.values_from.device")
+
+
+def test_tables_of_another_log_are_refused(folder: Path) -> None:
+    schema = folder / "ads.toml"
+    schema.write_text(schema.read_text().replace('"simulated-ads"', '"others"'))
+    refused(learn(folder, "learn.features=public"), 2, "'simulated-ads'", "data.schema is of 'others'")
+    log = (folder / "run.toml").read_text().replace('[ledger]\nurl = "sqlite:///budget.db"\n', "")
+    (folder / "run.toml").write_text(log)
+    schema.write_text(schema.read_text().replace("public = false", "public = true"))
+    assert privads(folder, "release", "run.toml", "--out", "theirs").returncode == 0
+    refused(learn(folder, 'learn.tables=["tables", "theirs"]'), 2, "several logs, others, simulated-ads")
+
+
+def test_a_corrupted_table_is_one_line(folder: Path) -> None:
+    table = folder / "tables" / "000-device.parquet"
+    whole = table.read_bytes()
+    for broken in (b"", b"hi", whole[: len(whole) // 2]):
+        table.write_bytes(broken)
+        refused(learn(folder), 2, "000-device.parquet")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (['learn.tables=["nowhere"]'], ["there is no file or folder nowhere"]),
+        (['learn.tables=["log.parquet"]'], ["log.parquet is no noisy table"]),
+        (["learn.tables=[]"], ["learn.tables"]),
+        (["learn.label=click"], ["the tables are about conversion, not 'click'"]),
+        (["learn.features=all"], ["learn.features", "'unprotected'"]),
+        (["learn.feature=public"], ["did you mean 'features'"]),
+        (["learn.sample=-1"], ["learn.sample"]),
+    ],
+)
+def test_bad_input_is_one_line(folder: Path, settings: list[str], words: list[str]) -> None:
+    refused(learn(folder, *settings), 2, *words)
+    assert not (folder / "learned").exists()
+
+
+def test_a_file_without_learn_is_bad_input(folder: Path) -> None:
+    (folder / "run.toml").write_text(RUN_TOML.split("[learn]")[0])
+    refused(learn(folder), 2, "run.toml has no [learn]", "tables")
