@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -175,17 +176,30 @@ def load_table(file: Path) -> NoisyTable:
 
 
 def save_tables(tables: Sequence[NoisyTable], folder: Path) -> None:
-    """Write a release's tables to a new folder, each to a file named by its number and what it is by."""
+    """Write a release's tables to a new folder, each to a file named by its number and what it is by.
+
+    Where another process made the folder meanwhile, the tables, which are paid for, stay where the error says.
+    """
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another place, or remove it")
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    draft.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A name that no killed process has left behind: a container's processes have the same numbers again and again.
+    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    draft = place / "tables"
+    draft.mkdir()
     try:
         for number, table in enumerate(tables):
             save_table(table, draft / f"{number:03}-{_name(table.query)}.parquet")
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    try:
         draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {folder} ({error.strerror}): the tables are paid for, and in {draft}"
+        ) from None
+    place.rmdir()
 
 
 def load_tables(place: Path) -> tuple[NoisyTable, ...]:
