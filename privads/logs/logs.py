@@ -89,6 +89,11 @@ class Logs:
         """Which rows of the files these are, in words; made of public constants only."""
         return "all rows" if self.side is None else str(self.side)
 
+    @property
+    def split_by_all(self) -> bool:
+        """Whether all that a row holds, its labels too, decides on which side it is."""
+        return self.side is not None and self.side.after is None and not self.source.unit
+
     def split(
         self,
         *,

@@ -25,6 +25,7 @@ from accounting import accountant, mechanisms
 from accounting.budget import EXAMPLE
 from accounting.report.phrase import bound
 from privads.config import ConfigError
+from privads.logs.logs import Logs
 from privads.signals.encoding import Encoding, Features, Floats
 from privads.signals.glm import NoisyLogistic, learn
 from privads.signals.margins import Margin
@@ -158,8 +159,7 @@ def with_features(
     task, public = label_of(tables, label), features == "public"
     chosen = [table for table in tables if table.query.by and _positives(table, task) is not None]
     parts = _parts(chosen)
-    if not public:
-        _check_no_history(source, parts)
+    _check_no_labels(source, parts, public=public)
     sizes = {part.column: len(part.names) for part in parts}
     encoding = Encoding(
         sizes=sizes, tables=tuple(tuple(part.column for part in _public(table.query)) for table in chosen)
@@ -196,6 +196,7 @@ def with_report(
         OneOf(column=column, values=tuple(dict.fromkeys(str(key[i]) for key in report.keys)))
         for i, column in enumerate(report.by)
     )
+    _check_no_labels(source, parts, public=features == "public")
     if measure not in report.values:
         raise ValueError(f"the report has no measure {measure!r}; it has: {', '.join(report.values)}")
     encoding = Encoding(sizes={part.column: len(part.names) for part in parts}, tables=(tuple(report.by),))
@@ -311,10 +312,14 @@ def _cost(terms: Sequence[Terms], released: str, *, labels_alone: bool) -> str:
     return bound(spent, delta=delta, unit=budget.unit, neighbors=neighbors, released=released)
 
 
-def _check_no_history(source: Source, parts: Sequence[Public]) -> None:
-    """Refuse features that may be made of labels, such as how often a user had clicked: the promise would be none."""
+def _check_no_labels(source: Source, parts: Sequence[Public], *, public: bool) -> None:
+    """Refuse features that may be made of labels, such as how often a user had clicked, and rows that were chosen by
+    their labels: what is read as it is would tell them.
+    """
     schema = source.schema
-    for part in parts:
+    if isinstance(source, Logs) and source.split_by_all and not schema.public:
+        raise ValueError("rows without unit columns are split by all they hold, labels too: split them by time")
+    for part in () if public else parts:
         own = schema.numeric.get(part.column) or schema.categorical.get(part.column)
         if own is not None and own.history is not None:
             raise ValueError(

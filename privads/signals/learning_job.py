@@ -104,8 +104,9 @@ def _check_same_log(config: RunConfig, table: LearnTable, tables: Sequence[Noisy
 def _features(config: RunConfig) -> Logs:
     """Returns the rows for training, of which the labels are not read."""
     schema = Schema.load(config.data.schema_)
-    blind = schema.without_labels(with_owners=bool(schema.unit) or schema.time is not None)
-    logs = Logs(config.data.path, blind)
+    logs = Logs(config.data.path, schema.without_labels(with_owners=bool(schema.unit) or schema.time is not None))
+    if schema.public and split_of(logs, config.data)[0].split_by_all:
+        logs = Logs(config.data.path, schema)  # without their labels other rows would be on this side than were counted
     logs.check()
     return split_of(logs, config.data)[0]
 

@@ -265,7 +265,7 @@ class LabelRelease:
             raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
         if ledger is None and not schema.public:
             raise ValueError(f"reading data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
-        if isinstance(rows, Logs) and rows.side is not None and rows.side.after is None and not schema.unit:
+        if isinstance(rows, Logs) and rows.split_by_all:
             raise ValueError("rows without unit columns are split by all they hold, labels too: split them by time")
         randomness = Randomness(insecure_seed=insecure_seed)
         rows.check()

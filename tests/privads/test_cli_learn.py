@@ -221,7 +221,7 @@ def test_a_corrupted_table_is_one_line(folder: Path) -> None:
         (['learn.tables=["nowhere"]'], ["there is no file or folder nowhere"]),
         (['learn.tables=["log.parquet"]'], ["log.parquet is no noisy table"]),
         (["learn.tables=[]"], ["learn.tables"]),
-        (["learn.label=click"], ["the tables are about conversion, not 'click'"]),
+        (["learn.label=click"], ["the tables are about 'conversion', not 'click'"]),
         (["learn.features=all"], ["learn.features", "'unprotected'"]),
         (["learn.feature=public"], ["did you mean 'features'"]),
         (["learn.sample=-1"], ["learn.sample"]),

@@ -186,9 +186,3 @@ def test_what_is_no_toml_or_has_no_release_is_bad_input(folder: Path) -> None:
     (folder / "run.toml").write_text("[data\n")
     refused(release(folder), 2, "not valid TOML")
     assert entries(folder) == 0
-
-
-def test_help_says_the_words_in_brackets(folder: Path) -> None:
-    """They were taken for markup and left out."""
-    for verb, table in (("release", "[release]"), ("learn", "[learn]"), ("attribute", "[attribution]")):
-        assert table in privads(folder, verb, "--help").stdout

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from dp_accounting import dp_event
 from scipy.optimize import brentq
@@ -15,6 +17,7 @@ from scipy.stats import norm
 from accounting import accountant, mechanisms
 from accounting.budget import Budget
 from privads.config import ConfigError
+from privads.logs.logs import Logs
 from privads.logs.raw import Raw
 from privads.logs.schema import History, Numeric
 from privads.signals.learned import (
@@ -33,7 +36,7 @@ from privads.signals.release import Release
 from privads.signals.report import Report
 from privads.signals.rows import count
 from privads.signals.table import NoisyTable
-from tests.privads.signals.samples import Made
+from tests.privads.signals.samples import Made, facts
 
 SITE = OneOf(column="site", values=("a", "b"))
 SIZE = OneOf(column="size", values=("s", "t"))
@@ -121,6 +124,20 @@ def test_a_feature_that_may_be_made_of_labels_is_refused(log: Made, tables: tupl
         with_features(tables, told, features="unprotected")
     assert told.reads == 0
     assert with_features(tables, told, features="public")
+
+
+def test_rows_that_a_label_puts_on_a_side_are_not_read(tables: tuple[NoisyTable, ...], tmp_path: Path) -> None:
+    """Whether a row is among those whose features are read as they are would tell its label."""
+    columns = {"user": ["u"], "site": ["a"], "size": ["s"], "bid": [1.0], "click": [1]}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    terms = replace(tables[0].terms, budget=replace(tables[0].terms.budget, unit="example"))
+    own = [replace(one, terms=terms) for one in tables]
+    private = facts(public=False, unit=())
+    for schema in (private, private.without_labels()):
+        rows = Logs(tmp_path / "log.parquet", schema).split(test_fraction=0.5)[0]
+        for declared in ("public", "unprotected"):
+            with pytest.raises(ValueError, match="split them by time"):
+                with_features(own, rows, features=declared)
 
 
 def test_whose_rows_were_read_is_said_not_to_be_protected(log: Made, tables: tuple[NoisyTable, ...]) -> None:
@@ -233,9 +250,9 @@ def test_a_synthetic_log_has_the_columns_and_the_rates(tables: tuple[NoisyTable,
     assert set(drawn["site"].dropna()) <= {"a", "b", "other"}
     assert set(drawn["bid"].dropna()) <= {1.0, 3.5, 7.5}
     assert drawn["click"][drawn["site"] == "a"].mean() == pytest.approx(0.5, abs=0.13)
-    facts = learned.sample_schema("made-up", 20_000)
-    assert facts["public"] is True
-    assert facts["numeric"] == {"bid": {"range": [0.0, 10.0]}}
+    drawn_facts = learned.sample_schema("made-up", 20_000)
+    assert drawn_facts["public"] is True
+    assert drawn_facts["numeric"] == {"bid": {"range": [0.0, 10.0]}}
 
 
 def test_what_cannot_be_learned_from_is_refused(log: Made, tables: tuple[NoisyTable, ...]) -> None:
