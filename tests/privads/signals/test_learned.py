@@ -306,3 +306,7 @@ def test_an_attribution_report_is_learned_from_like_a_table(log: Made) -> None:
     assert "epsilon <= 0.10 (delta 1e-06, user, replace/label" in own.guarantee
     with pytest.raises(ValueError, match="no measure 'sales'"):
         with_report(reported(log), log, measure="sales", features="public", label="click")
+    often = log.schema.categorical["site"].model_copy(update={"history": History()})
+    told = replace(log, schema=log.schema.model_copy(update={"categorical": {"site": often}}))
+    with pytest.raises(ValueError, match="'site' is made from other rows"):
+        with_report(reported(log), told, measure="conversions", features="unprotected", label="click")
