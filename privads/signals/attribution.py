@@ -143,6 +143,8 @@ class AttributionPlan:
             raise ValueError("these rows are read through fitted features: pass the log without them")
         if logs.source != self.schema:
             raise ValueError("the report was planned for a log of another schema: plan it for this one")
+        if self.budget.neighbors == "replace-label" and logs.split_by_all and not self.schema.public:
+            raise ValueError("rows without unit columns are split by all they hold, labels too: split them by time")
         label = DelayedLabel(time=_label(self.asked, self.schema).time, within_hours=_LONGEST_HOURS, waiting=True)
         facts = self.schema.model_copy(update={"labels": {self.asked.label: label}, "reference": {}})
         found = Logs(logs.path, facts, split=logs.side)

@@ -157,6 +157,19 @@ def test_the_side_of_a_split_is_what_was_known_then(log: Path) -> None:
     assert found.tolist() == [0, 1, 0, 0]
 
 
+def test_rows_that_a_label_puts_on_a_side_are_refused_where_labels_are_protected(log: Path, tmp_path: Path) -> None:
+    """Whether a row has an answer at all would tell its label, without noise."""
+    schema = facts(unit=[], public=False)
+    limit = Budget(epsilon=100.0, delta=1e-5, unit="example", neighbors="replace-label")
+    ledger = Ledger.init(f"sqlite:///{tmp_path / 'budget.db'}", dataset="made-up", budget=limit)
+    plan = planned(schema, COST["event"], api="event")
+    by_hash, by_time = (Logs(log, schema).split(**how)[0] for how in ({"test_fraction": 0.5}, {"after": DAY0}))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="split them by time"):
+        plan.run(by_hash, ledger=ledger)
+    assert ledger.balance("made-up").spent_epsilon == 0
+    assert plan.run(by_time, ledger=ledger).entry is not None
+
+
 # Noise
 
 
