@@ -9,9 +9,10 @@ N E[K(x)] = r and N E[y K(x)] = c. What noise of variance s^2 on each count leav
     theta   on rows that the chains drew, weighted to have the single columns' laws exactly, it maximizes
                 theta c - N E log(1 + exp(K theta)) - sum_j lambda_j theta_j^2 / 2,
                 lambda_j = (1 + s_j^2 / V_j) / v,      V_j = N E[p (1 - p); x has j],
-            v the variance of a table's effects, which the table tells itself: by moments at first, by EM after. This is
-            the posterior mode of an effect N(0, v) whose statistic is N(C_j(theta), V_j + s_j^2), coordinate by
-            coordinate: noise pulls effects to 0 and biases none, and a negative count is as good as any other.
+            v the variance of a table's effects, which the table tells itself: of a column by moments and then, in the
+            first turn only, by EM; of a pair by moments, in the turn in which it is found to say more. This is the
+            posterior mode of an effect N(0, v) whose statistic is N(C_j(theta), V_j + s_j^2), coordinate by coordinate:
+            noise pulls effects to 0 and biases none, and a negative count is as good as any other.
 
 The two take turns. Noise of rows and of positives is treated as independent, as it is in separate tables.
 """
