@@ -166,6 +166,20 @@ def released(
     return rows, hits
 
 
+def as_if_exact(rows: Sequence[Margin], hits: Sequence[Margin]) -> tuple[list[Margin], list[Margin]]:
+    """Returns the tables as whoever ignores noise must make them: no count negative, no more positives than rows, and
+    one total. Left as they are, no law has them, and a model that is told of no noise ends anywhere.
+    """
+    made: tuple[list[Margin], list[Margin]] = ([], [])
+    hit_cells = [np.maximum(one.values, 0.0) for one in hits]
+    row_cells = [np.maximum(one.values, cells) for one, cells in zip(rows, hit_cells, strict=True)]
+    for side, tables, all_cells in zip(made, (rows, hits), (row_cells, hit_cells), strict=True):
+        total = float(np.mean([cells.sum() for cells in all_cells]))
+        for one, cells in zip(tables, all_cells, strict=True):
+            side.append(Margin(columns=one.columns, values=cells * (total / cells.sum()), noise_std=0.0))
+    return made
+
+
 def all_pairs(log: Split) -> list[tuple[int, int]]:
     """Returns every pair of columns."""
     return list(itertools.combinations(range(len(log.sizes)), 2))
@@ -197,13 +211,15 @@ def worth(
     told: bool = True,
     chains: int = CHAINS,
 ) -> Worth:
-    """Returns what one release and fit are worth. told: whether the model is told how noisy the tables are."""
+    """Returns what one release and fit are worth. told: whether the model is told how noisy the tables are.
+
+    Else it learns from them made `as_if_exact`.
+    """
     rng = np.random.default_rng([seed, 1])
     seen = bounded(log, rows_per_user, rng) if rows_per_user > 1 else log
     tables = released(seen, pairs, epsilon=epsilon, rows_per_user=rows_per_user, rng=rng)
     if not told:
-        rows, hits = ([Margin(columns=m.columns, values=m.values, noise_std=0.0) for m in side] for side in tables)
-        tables = rows, hits
+        tables = as_if_exact(*tables)
     started = time.perf_counter()
     model = fit_maximum_entropy(
         *tables, source=f"simulated, epsilon {epsilon}, delta {DELTA}", seed=seed, chains=chains

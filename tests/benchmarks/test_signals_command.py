@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 
 from benchmarks.harness import Figure
 from benchmarks.signals import command, from_tables, speed
 from benchmarks.signals.command import PARTS, main
+from privads.signals.margins import Margin
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,3 +108,15 @@ def test_a_part_that_is_not_known_is_refused_in_one_line(capsys: pytest.CaptureF
         app(["--only", "sped"])
     assert refused.value.code == 2
     assert capsys.readouterr().err.splitlines() == ["--only must be of speed, learning, tables, labels, got 'sped'"]
+
+
+def test_tables_made_as_if_exact_have_one_total_and_no_negative_count() -> None:
+    rows = [Margin(columns=(0,), values=np.array([6.0, 3.0]), noise_std=2.0)]
+    hits = [Margin(columns=(0,), values=np.array([-1.0, 4.0]), noise_std=1.0)]
+    rows += [Margin(columns=(1,), values=np.array([10.0, 10.0]), noise_std=2.0)]
+    hits += [Margin(columns=(1,), values=np.array([1.0, 1.0]), noise_std=1.0)]
+    found_rows, found_hits = from_tables.as_if_exact(rows, hits)
+    # positives: [0, 4] and [1, 1], of mean total 3; rows: [6, 4], at least the positives, and [10, 10], of mean 15
+    assert [one.values.tolist() for one in found_hits] == [[0.0, 3.0], [1.5, 1.5]]
+    assert [one.values.tolist() for one in found_rows] == [[9.0, 6.0], [7.5, 7.5]]
+    assert {one.noise_std for one in (*found_rows, *found_hits)} == {0.0}
