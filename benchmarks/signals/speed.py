@@ -3,7 +3,7 @@
 The rows are made up: categories of 10 to 100 values whose first are the most frequent, about ten rows a user, a click
 in twenty rows. Each way keeps at most `ROWS_PER_USER` random rows of a user, counts clicks and other rows by every
 column and pair, and adds noise to all declared cells, in a process of its own: its peak of memory is then its own.
-DuckDB has two threads. pandas has no plan and no ledger, and noise of the same standard deviation by numpy, which
+DuckDB has two threads. pandas plans nothing, and its noise is numpy's, of a standard deviation that somebody said: that
 protects nobody. PipelineDP runs with its local backend.
 """
 
@@ -125,14 +125,14 @@ def by_privads(path: Path, columns: int) -> int:
 
 def by_pandas(path: Path, columns: int) -> int:
     """Counts the same tables with pandas; returns how many cells they have."""
-    rng, noise_std, cells = np.random.default_rng(), plan(columns).noise_std, 0
+    rng, cells = np.random.default_rng(), 0
     frame = pd.read_parquet(path).sample(frac=1, random_state=rng)
     frame = frame[frame.groupby("user").cumcount() < ROWS_PER_USER]
     kept = frame.assign(click=frame["click"].astype("category"))
     names = list(values(columns))
     for key in (*((one,) for one in names), *itertools.combinations(names, 2)):
         counts = kept.groupby([*key, "click"], observed=False).size()
-        cells += len(counts + np.round(noise_std * rng.standard_normal(len(counts))))
+        cells += len(counts + np.round(NOISE_STD * rng.standard_normal(len(counts))))
     return cells
 
 
