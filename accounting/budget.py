@@ -57,6 +57,14 @@ class Budget:
     def __str__(self) -> str:
         return f"epsilon {self.epsilon:.4g} ({self.terms})"
 
+    def check_population(self, population: int) -> None:
+        """Refuse a delta that allows one of so many units to be published outright: 1 / population or more."""
+        if self.delta >= 1 / population:
+            raise ValueError(
+                f"delta must be below 1 / population = {1 / population:.3g}, got {self.delta}: "
+                "a larger one would allow one unit to be published outright"
+            )
+
     @property
     def terms(self) -> str:
         """What must stand beside every epsilon: delta, unit and neighbors, as one phrase."""

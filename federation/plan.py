@@ -257,11 +257,7 @@ def _check_budget(budget: Budget, population: int, mechanism: str) -> None:
     needed = _NEIGHBORS[mechanism]
     if budget.neighbors != needed:
         raise ValueError(f"mechanism {mechanism!r} is accounted for neighbors {needed!r}, not {budget.neighbors!r}")
-    if budget.delta >= 1 / population:
-        raise ValueError(
-            f"delta must be below 1 / population = {1 / population:.3g}, got {budget.delta}: "
-            "a larger one would allow one user to be published outright"
-        )
+    budget.check_population(population)
 
 
 def _check_mechanism(mechanism: str) -> None:

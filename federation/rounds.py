@@ -31,7 +31,7 @@ from federation.run import FederatedRun
 from federation.sums import UserSums
 from federation.task import Task
 from privads.batch import Rows, padding
-from privads.charge import open_charge
+from privads.charge import check_may_read, open_charge
 from privads.noise import Randomness
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -181,20 +181,12 @@ def federate(
 def check_before(plan: FederatedPlan, silos: Sequence[Rows], ledger: Ledger | None, randomness: Randomness) -> None:
     """Raises ValueError where plan, data and ledger do not go together; reads no row."""
     schema = silos[0].schema
-    if plan.budget is None and not schema.public:
-        raise ValueError(
-            f"data set {schema.dataset!r} is not public: a plan without privacy runs only where the schema says "
-            "public = true"
-        )
-    if randomness.insecure_seed is not None and not schema.public:
-        raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
+    check_may_read(schema, ledger, insecure_seed=randomness.insecure_seed, private=plan.private, doing="training on")
     if not schema.unit:
         raise ValueError("users need unit columns: add unit = [COLUMN] to the schema")
     if plan.budget is not None:
         schema.check_unit(plan.budget.unit)
         schema.check_history(plan.budget.unit)
-        if ledger is None and not schema.public:
-            raise ValueError(f"training on data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
     for one in silos:
         one.check()
 

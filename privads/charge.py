@@ -1,10 +1,14 @@
 """The one way to pay for reading private rows: reserve in full, open, and only then read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from dp_accounting import dp_event
 
 from accounting import mechanisms
 from accounting.budget import Budget
 from accounting.ledger import Charge, Entry, Ledger
+from privads.logs.schema import Schema
 
 
 def open_charge(
@@ -24,3 +28,37 @@ def open_charge(
         purpose=purpose,
     )
     return ledger.open_rows(ledger.reserve(dataset, charge))
+
+
+@contextmanager
+def charged(
+    ledger: Ledger | None,
+    dataset: str,
+    event: dp_event.DpEvent,
+    budget: Budget,
+    *,
+    purpose: str,
+    epsilon: float | None = None,
+) -> Iterator[Entry | None]:
+    """Yields the opened entry, None without a ledger; committed at the end. What fails meanwhile leaves it spent."""
+    entry = None if ledger is None else open_charge(ledger, dataset, event, budget, purpose=purpose, epsilon=epsilon)
+    yield entry
+    if ledger is not None and entry is not None:
+        ledger.commit(entry)
+
+
+def check_may_read(
+    schema: Schema, ledger: Ledger | None, *, insecure_seed: int | None, private: bool = True, doing: str = "reading"
+) -> None:
+    """Refuse what is for public rows alone: work without privacy, noise that can be repeated, and no ledger."""
+    if schema.public:
+        return
+    if not private:
+        raise ValueError(
+            f"data set {schema.dataset!r} is not public: a plan without privacy runs only where the schema says "
+            "public = true"
+        )
+    if insecure_seed is not None:
+        raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
+    if ledger is None:
+        raise ValueError(f"{doing} data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")

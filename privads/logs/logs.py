@@ -94,6 +94,11 @@ class Logs:
         """Whether all that a row holds, its labels too, decides on which side it is."""
         return self.side is not None and self.side.after is None and not self.source.unit
 
+    def check_side(self) -> None:
+        """Refuse a split in which labels take part, for whoever promises that only labels are protected."""
+        if self.split_by_all:
+            raise ValueError("rows without unit columns are split by all they hold, labels too: split them by time")
+
     def split(
         self,
         *,

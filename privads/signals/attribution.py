@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from accounting import accountant
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Ledger
-from privads.charge import open_charge
+from privads.charge import charged, check_may_read
 from privads.logs.database import Codes
 from privads.logs.encode import unit_codes
 from privads.logs.labels import DelayedLabel
@@ -94,20 +94,15 @@ class AttributionPlan:
     def run(self, logs: Logs, *, ledger: Ledger | None, insecure_seed: int | None = None) -> Report:
         """Returns the report: checks, charges the ledger, reads, in this order."""
         schema, made = self.schema, self.interface
-        if insecure_seed is not None and not schema.public:
-            raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
-        if ledger is None and not schema.public:
-            raise ValueError(f"reading data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
+        check_may_read(schema, ledger, insecure_seed=insecure_seed)
         timed, randomness = self._timed(logs), Randomness(insecure_seed=insecure_seed)
         event, cost = made.loss.event, self.spent.upper
-        entry = None
-        if ledger is not None:
-            purpose = f"attribute {self.asked.api}"
-            entry = open_charge(ledger, schema.dataset, event, self.budget, epsilon=cost, purpose=purpose)
-        with telling_no_row("the rows cannot be attributed as the schema says", public=schema.public):
+        purpose = f"attribute {self.asked.api}"
+        with (
+            charged(ledger, schema.dataset, event, self.budget, epsilon=cost, purpose=purpose) as entry,
+            telling_no_row("the rows cannot be attributed as the schema says", public=schema.public),
+        ):
             answered = made.answered(*self._read(timed), randomness=randomness, insecure_seed=insecure_seed)
-        if ledger is not None and entry is not None:
-            ledger.commit(entry)
         return Report(
             api=self.asked.api,
             by=tuple(self.asked.keys),
@@ -143,8 +138,8 @@ class AttributionPlan:
             raise ValueError("these rows are read through fitted features: pass the log without them")
         if logs.source != self.schema:
             raise ValueError("the report was planned for a log of another schema: plan it for this one")
-        if self.budget.neighbors == "replace-label" and logs.split_by_all and not self.schema.public:
-            raise ValueError("rows without unit columns are split by all they hold, labels too: split them by time")
+        if self.budget.neighbors == "replace-label" and not self.schema.public:
+            logs.check_side()
         label = DelayedLabel(time=_label(self.asked, self.schema).time, within_hours=_LONGEST_HOURS, waiting=True)
         facts = self.schema.model_copy(update={"labels": {self.asked.label: label}, "reference": {}})
         found = Logs(logs.path, facts, split=logs.side)

@@ -317,8 +317,8 @@ def _check_no_labels(source: Source, parts: Sequence[Public], *, public: bool) -
     their labels: what is read as it is would tell them.
     """
     schema = source.schema
-    if isinstance(source, Logs) and source.split_by_all and not schema.public:
-        raise ValueError("rows without unit columns are split by all they hold, labels too: split them by time")
+    if isinstance(source, Logs) and not schema.public:
+        source.check_side()
     for part in () if public else parts:
         own = schema.numeric.get(part.column) or schema.categorical.get(part.column)
         if own is not None and own.history is not None:

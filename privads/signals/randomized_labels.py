@@ -29,7 +29,7 @@ from accounting.budget import EXAMPLE, Budget, Neighbors, PrivacyUnit
 from accounting.ledger import Ledger
 from accounting.report.phrase import bound
 from privads.batch import Batch, Rows
-from privads.charge import open_charge
+from privads.charge import charged, check_may_read
 from privads.logs.labels import DelayedLabel, ValueLabel
 from privads.logs.logs import Logs
 from privads.logs.reader import telling_no_row
@@ -261,25 +261,20 @@ class LabelRelease:
         schema = self.source
         if rows.schema.sha256 != schema.sha256:
             raise ValueError(f"these rows have another schema than the plan for {schema.dataset!r}")
-        if insecure_seed is not None and not schema.public:
-            raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
-        if ledger is None and not schema.public:
-            raise ValueError(f"reading data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
-        if isinstance(rows, Logs) and rows.split_by_all:
-            raise ValueError("rows without unit columns are split by all they hold, labels too: split them by time")
+        check_may_read(schema, ledger, insecure_seed=insecure_seed)
+        if isinstance(rows, Logs):
+            rows.check_side()
         randomness = Randomness(insecure_seed=insecure_seed)
         rows.check()
-        entry = None
-        if ledger is not None:
-            entry = open_charge(ledger, schema.dataset, self.event, self.budget, purpose=purpose)
-        with telling_no_row("the labels cannot be read as the schema says", public=schema.public):
+        with (
+            charged(ledger, schema.dataset, self.event, self.budget, purpose=purpose) as entry,
+            telling_no_row("the labels cannot be read as the schema says", public=schema.public),
+        ):
             total = len(rows.units)
             starts = range(0, total, _CHUNK_ROWS)
             parts = [np.arange(start, min(start + _CHUNK_ROWS, total)) for start in starts]
             drawn = [self.answers(rows.take(part), randomness) for part in parts]
         answers = np.concatenate([*drawn, np.empty(0, dtype=np.int64)])
-        if ledger is not None and entry is not None:
-            ledger.commit(entry)
         return RandomizedRows(release=self, rows=rows, answers=answers, entry=None if entry is None else str(entry.id))
 
 

@@ -28,7 +28,7 @@ from scipy.stats import norm
 from accounting import accountant, calibrate, mechanisms
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Ledger
-from privads.charge import open_charge
+from privads.charge import charged, check_may_read
 from privads.logs.database import check_database
 from privads.logs.reader import telling_no_row
 from privads.logs.schema import Schema
@@ -174,12 +174,9 @@ class Release:
     ) -> "Released":
         """Returns the tables, in the order of the queries: checks, charges the ledger, reads, in this order."""
         schema, unit = source.schema, self.budget.unit
-        if insecure_seed is not None and not schema.public:
-            raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
+        check_may_read(schema, ledger, insecure_seed=insecure_seed)
         if source.features is not None:
             raise ValueError("these rows are read through fitted features: pass the log without them")
-        if ledger is None and not schema.public:
-            raise ValueError(f"reading data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
         schema.check_unit(unit)
         schema.check_history(unit)
         for query in self.queries:
@@ -188,29 +185,25 @@ class Release:
         _drawn(randomness, 1, 1.0, self.backend)  # what it cannot do is refused here
         check_database()
         source.check()
-        entry = None
-        if ledger is not None:
-            cost = self.spent.upper
-            entry = open_charge(ledger, schema.dataset, self.event, self.budget, epsilon=cost, purpose=purpose)
-        terms = Terms(
-            dataset=schema.dataset,
-            event=self.event,
-            budget=self.budget,
-            bounds=self.bounds,
-            law="gaussian" if self.backend == "table" else "discrete-gaussian",
-            entry=None if entry is None else str(entry.id),
-            named_by=self.named_by,
-        )
-        with telling_no_row("the rows cannot be counted as the schema says", public=schema.public):
-            counted = count(source, self.queries, unit_columns=_owners(schema, unit), bounds=self.bounds)
-        tables = tuple(
-            _with_noise(query, found, stds, threshold, randomness, self.backend, terms)
-            for query, found, stds, threshold in zip(
-                self.queries, counted, self.noise_stds, self.thresholds, strict=True
+        event, cost = self.event, None if ledger is None else self.spent.upper
+        with charged(ledger, schema.dataset, event, self.budget, epsilon=cost, purpose=purpose) as entry:
+            terms = Terms(
+                dataset=schema.dataset,
+                event=event,
+                budget=self.budget,
+                bounds=self.bounds,
+                law="gaussian" if self.backend == "table" else "discrete-gaussian",
+                entry=None if entry is None else str(entry.id),
+                named_by=self.named_by,
             )
-        )
-        if ledger is not None and entry is not None:
-            ledger.commit(entry)
+            with telling_no_row("the rows cannot be counted as the schema says", public=schema.public):
+                counted = count(source, self.queries, unit_columns=_owners(schema, unit), bounds=self.bounds)
+            tables = tuple(
+                _with_noise(query, found, stds, threshold, randomness, self.backend, terms)
+                for query, found, stds, threshold in zip(
+                    self.queries, counted, self.noise_stds, self.thresholds, strict=True
+                )
+            )
         return Released(tables=tables, entry=terms.entry)
 
 

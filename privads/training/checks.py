@@ -5,6 +5,7 @@ from torch import nn
 
 from accounting.ledger import Ledger
 from privads.batch import Rows
+from privads.charge import check_may_read
 from privads.noise import Randomness
 from privads.training.plan import TrainPlan
 from privads.training.refusals import UnsupportedModel
@@ -28,18 +29,10 @@ def check_before(
             "privads.Rows"
         )
     schema = rows.schema
-    if plan.budget is None and not schema.public:
-        raise ValueError(
-            f"data set {schema.dataset!r} is not public: a plan without privacy runs only where the schema says "
-            "public = true"
-        )
-    if randomness.insecure_seed is not None and not schema.public:
-        raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
+    check_may_read(schema, ledger, insecure_seed=randomness.insecure_seed, private=plan.private, doing="training on")
     if plan.budget is not None:
         schema.check_unit(plan.budget.unit)
         schema.check_history(plan.budget.unit, records=plan.records)
-        if ledger is None and not schema.public:
-            raise ValueError(f"training on data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
     if torch.get_float32_matmul_precision() != "highest":
         raise ValueError(
             "products of lower precision would loosen the bound on a unit's contribution: call "

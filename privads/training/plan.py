@@ -365,11 +365,7 @@ class TrainPlan:
 def _check_budget(budget: Budget, population: int, most_units: int | None) -> None:
     if budget.neighbors != "add-remove":
         raise ValueError(f"training is accounted for neighbors 'add-remove', not {budget.neighbors!r}")
-    if budget.delta >= 1 / population:
-        raise ValueError(
-            f"delta must be below 1 / population = {1 / population:.3g}, got {budget.delta}: "
-            "a larger one would allow one unit to be published outright"
-        )
+    budget.check_population(population)
     margin = 2 * count_margin(epsilon=COUNT_SHARE * budget.epsilon, delta=COUNT_SHARE * budget.delta)
     if isinstance(most_units, int) and most_units <= population + margin:
         raise ValueError(
