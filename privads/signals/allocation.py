@@ -55,25 +55,19 @@ def shares_by(
     tables: released before, of the same columns and measures, such as last week's: their noise is paid for. least: see
     `relative_weight`; at least the noise of those tables, or it is the noise that decides.
     """
-    known = {(_columns(table.query), measure): table for table in tables for measure in table.query.measures}
+    known = {(table.query.columns, measure): table for table in tables for measure in table.query.measures}
     weights = []
     for query in queries:
-        parts = [query.counted] if query.counts else []
-        parts += [(one.name,) for one in query.sums]
         own = []
-        for part in parts:
-            missing = next((measure for measure in part if (_columns(query), measure) not in known), None)
+        for part in query.parts:
+            missing = next((measure for measure in part if (query.columns, measure) not in known), None)
             if missing is not None:
-                by = ", ".join(_columns(query)) or "nothing"
+                by = ", ".join(query.columns) or "nothing"
                 raise ValueError(f"no earlier table by {by} has {missing!r}, which its share depends on")
-            cells = [known[_columns(query), measure].values[measure] for measure in part]
+            cells = [known[query.columns, measure].values[measure] for measure in part]
             own.append(relative_weight(np.concatenate(cells), least=least))
         weights.append(own)
     return shares(queries, bounds, weights)
-
-
-def _columns(query: Query) -> tuple[str, ...]:
-    return tuple(part if isinstance(part, str) else part.column for part in query.by)
 
 
 def split_of_contributions(expected: ArrayLike) -> tuple[float, ...]:

@@ -26,6 +26,8 @@ from accounting.budget import EXAMPLE
 from accounting.report.phrase import bound
 from privads.config import ConfigError
 from privads.logs.logs import Logs
+from privads.logs.raw import Raw
+from privads.logs.schema import Schema
 from privads.signals.encoding import Encoding, Features, Floats
 from privads.signals.glm import NoisyLogistic, learn
 from privads.signals.margins import Margin
@@ -161,9 +163,7 @@ def with_features(
     parts = _parts(chosen)
     _check_no_labels(source, parts, public=public)
     sizes = {part.column: len(part.names) for part in parts}
-    encoding = Encoding(
-        sizes=sizes, tables=tuple(tuple(part.column for part in _public(table.query)) for table in chosen)
-    )
+    encoding = Encoding(sizes=sizes, tables=tuple(table.query.columns for table in chosen))
     found = {}
     for own, table in zip(encoding.tables, chosen, strict=True):
         measure = _positives(table, task)
@@ -233,14 +233,13 @@ def places_of(
 
     bound_of: of each unit at most as many rows are taken as these terms' tables count, at random.
     """
-    for part in parts:
-        Query(by=(part,)).check(source.schema)
+    check_parts(source.schema, parts)
     found, owners = [], []
     bounded = bound_of is not None and bound_of.budget.unit != EXAMPLE
     if bound_of is not None:
         source.schema.check_unit(bound_of.budget.unit)
     for raw in source.raw():
-        found.append(np.stack([public_places(raw, part) for part in parts], axis=1))
+        found.append(places_in(raw, parts))
         if bounded:
             owners.append(pd.DataFrame(dict(enumerate(raw.units))))
     rows = np.concatenate(found) if found else np.zeros((0, len(parts)), dtype=np.int32)
@@ -250,6 +249,17 @@ def places_of(
     order = np.lexsort((np.random.default_rng(seed).random(len(unit)), unit))
     ranked = unit[order]
     return rows[np.sort(order[np.arange(len(unit)) - np.searchsorted(ranked, ranked) < bound_of.bounds.rows])]
+
+
+def check_parts(schema: Schema, parts: Sequence[Public]) -> None:
+    """Refuse columns that the schema does not have."""
+    for part in parts:
+        Query(by=(part,)).check(schema)
+
+
+def places_in(raw: Raw, parts: Sequence[Public]) -> NDArray[np.int32]:
+    """Returns (rows, columns) the places of rows that were read."""
+    return np.stack([public_places(raw, part) for part in parts], axis=1)
 
 
 def label_of(tables: Sequence[NoisyTable], label: str | None) -> str:

@@ -19,7 +19,7 @@ from privads.logs.convert import toml
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.run_config import LearnTable, RunConfig
-from privads.signals.learned import Learned, from_tables, places_of, with_features
+from privads.signals.learned import Learned, check_parts, from_tables, places_in, with_features
 from privads.signals.report import printable
 from privads.signals.saved import load_tables
 from privads.signals.table import NoisyTable
@@ -119,9 +119,13 @@ def _metrics(config: RunConfig, learned: Learned) -> dict[str, float] | None:
     _, test = open_logs(config)
     if test is None or learned.label not in test.schema.labels:
         return None
-    known = np.concatenate([raw.observed[learned.label] for raw in test.raw()])
-    labels = np.concatenate([raw.labels[learned.label] for raw in test.raw()])[known]
-    scores = learned.predict(places_of(test, learned.parts)[known])
+    check_parts(test.schema, learned.parts)
+    own, places = [], []
+    for raw in test.raw():
+        known = raw.observed[learned.label]
+        own.append(raw.labels[learned.label][known])
+        places.append(places_in(raw, learned.parts)[known])
+    labels, scores = np.concatenate(own), learned.predict(np.concatenate(places))
     sums = ScoreSums.of(labels, scores)
     return {
         "auc": auc(labels, scores),

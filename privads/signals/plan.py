@@ -75,7 +75,7 @@ def _queries(table: ReleaseTable, schema: Schema) -> list[Query]:
         )
     twice = next((query for place, query in enumerate(queries) if query in queries[:place]), None)
     if twice is not None:
-        raise ConfigError(f"release asks for the table by {', '.join(_columns(twice)) or 'nothing'} twice")
+        raise ConfigError(f"release asks for the table by {', '.join(twice.columns) or 'nothing'} twice")
     return queries
 
 
@@ -108,7 +108,7 @@ def shown_values(place: Path, column: str) -> tuple[str, ...]:
 
 
 def _table_by(place: Path, column: str) -> NoisyTable:
-    table = next((one for one in load_tables(place) if _columns(one.query) == [column]), None)
+    table = next((one for one in load_tables(place) if one.query.columns == (column,)), None)
     if table is None:
         raise ConfigError(f"{place} has no table by {column!r} alone: take values from one that has")
     return table
@@ -122,7 +122,3 @@ def _named_by(table: ReleaseTable) -> tuple[str, ...]:
 
 def _sums(tables: Iterable[SumTable]) -> tuple[Sum, ...]:
     return tuple(Sum(**one.model_dump()) for one in tables)
-
-
-def _columns(query: Query) -> list[str]:
-    return [one if isinstance(one, str) else one.column for one in query.by]

@@ -201,9 +201,24 @@ class Query:
         return () if not self.counts else ("rows",) if self.label is None else ("positives", "negatives")
 
     @property
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        """The measures that take noise together, as one unit moves them together: the counts, then each sum."""
+        counts = (self.counted,) if self.counts else ()
+        return (*counts, *((one.name,) for one in self.sums))
+
+    @property
     def measures(self) -> tuple[str, ...]:
         """All numbers of a cell: counts, then sums."""
-        return (*self.counted, *(one.name for one in self.sums))
+        return tuple(measure for part in self.parts for measure in part)
+
+    def by_measure(self, of_parts: Sequence[float]) -> dict[str, float]:
+        """Returns what each part has, such as its noise, by measure."""
+        return {name: value for part, value in zip(self.parts, of_parts, strict=True) for name in part}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it is by."""
+        return tuple(column_of(one) for one in self.by)
 
     @property
     def dense(self) -> bool:
@@ -235,12 +250,17 @@ class Query:
             if isinstance(one, Grid):
                 check_numeric(schema, one.column)
             else:
-                check_categorical(schema, one if isinstance(one, str) else one.column)
+                check_categorical(schema, column_of(one))
         if self.label is not None:
             schema.check_event(self.label)
         for added in self.sums:
             if added.column not in schema.labels:
                 check_numeric(schema, added.column)
+
+
+def column_of(part: Part) -> str:
+    """Returns the column of a part of a key."""
+    return part if isinstance(part, str) else part.column
 
 
 def grid_of(schema: Schema, column: str, *, cells: int) -> Grid:

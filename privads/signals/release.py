@@ -246,7 +246,7 @@ def _found(queries: Sequence[Query]) -> int:
 
 
 def _shares(queries: Sequence[Query], shares: Sequence[Sequence[float]] | None) -> tuple[tuple[float, ...], ...]:
-    parts = [len(query.sums) + query.counts for query in queries]
+    parts = [len(query.parts) for query in queries]
     if shares is None:
         return tuple((1 / sum(parts),) * own for own in parts)
     given = tuple(tuple(float(one) for one in own) for own in shares)
@@ -299,9 +299,8 @@ def _with_noise(
 ) -> NoisyTable:
     """Returns the table with noise on all declared cells, or with those of the found ones that reach the threshold."""
     listed, places, cells = _cells(query, counted)
-    counts, sums = stds[: query.counts], stds[query.counts :]
     values, noise = {}, {}
-    for measure, std in zip(query.measures, [*list(counts) * len(query.counted), *sums], strict=True):
+    for measure, std in query.by_measure(stds).items():
         exact = np.zeros(cells + 1, dtype=np.int64)  # the last takes what is not declared
         np.add.at(exact, places, counted.values[measure])  # two cells that a database tells apart may have one key
         values[measure] = (exact[:cells] + _drawn(randomness, cells, std, backend)).astype(np.float64)

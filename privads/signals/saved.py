@@ -373,10 +373,7 @@ def _multipliers(terms: Terms) -> list[tuple[float, int]]:
 def _parts(tables: Sequence[NoisyTable]) -> Iterator[tuple[NoisyTable, tuple[str, ...], float]]:
     """Yields (table, measures, how far one unit moves them in L2) of every part."""
     for table in tables:
-        query = table.query
-        made = [query.counted] if query.counts else []
-        names = [*made, *((one.name,) for one in query.sums)]
-        for own, moved in zip(names, sensitivities(query, table.terms.bounds), strict=True):
+        for own, moved in zip(table.query.parts, sensitivities(table.query, table.terms.bounds), strict=True):
             yield table, own, moved
 
 
@@ -410,14 +407,12 @@ def _numbers(stored: pa.Table, name: str) -> Floats:
 
 
 def _by(query: Query, place: int) -> str:
-    part = query.by[place]
-    column = part if isinstance(part, str) else part.column
+    column = query.columns[place]
     return f"by {column}" if place == 0 else f"by {column} ({place + 1})"
 
 
 def _name(query: Query) -> str:
-    columns = [part if isinstance(part, str) else part.column for part in query.by]
-    return "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", one)[:40] for one in columns) or "all"
+    return "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", one)[:40] for one in query.columns) or "all"
 
 
 def _short(error: Any) -> str:

@@ -33,8 +33,7 @@ def named_by(costs: Sequence[str]) -> str:
 
 def title(query: Query) -> str:
     """Returns what a table is by."""
-    columns = [one if isinstance(one, str) else one.column for one in query.by]
-    return "all rows" if not columns else "by " + " and ".join(columns)
+    return "by " + " and ".join(query.columns) if query.by else "all rows"
 
 
 def plan_lines(release: Release) -> list[str]:
@@ -53,7 +52,7 @@ def lines(release: Release, tables: Sequence[NoisyTable], entry: str | None) -> 
     for table, stds in zip(tables, release.noise_stds, strict=True):
         name = table.query.measures[0]
         cells = len(table.values[name])
-        stds = tuple(float(table.noise_std[one].max()) for one in _firsts(table.query)) if cells else stds
+        stds = tuple(float(table.noise_std[part[0]].max()) for part in table.query.parts) if cells else stds
         shown = "" if table.threshold is None else f", shown from {table.threshold:g} rows on"
         made.append(f"{title(table.query)}: {cells:,} cells, noise std {_noise(table.query, stds)}{shown}")
     charged = "no ledger was charged: the data are declared public" if entry is None else f"charged as entry {entry}"
@@ -66,9 +65,9 @@ def summary(release: Release, tables: Sequence[NoisyTable] | None = None) -> dic
     own: list[dict[str, Any]] = []
     for place, (query, stds) in enumerate(zip(release.queries, release.noise_stds, strict=True)):
         one: dict[str, Any] = {
-            "by": [part if isinstance(part, str) else part.column for part in query.by],
+            "by": list(query.columns),
             "measures": list(query.measures),
-            "noise_std": _by_measure(query, stds),
+            "noise_std": query.by_measure(stds),
             "threshold": release.thresholds[place],
         }
         if tables is not None:
@@ -92,18 +91,6 @@ def _bounds(release: Release) -> str:
     made = f"of one {release.budget.unit} at most {bounds.rows} rows are counted"
     made += "" if bounds.rows_per_key is None else f", {bounds.rows_per_key} in one cell"
     return made + ("" if bounds.keys is None else f", in {bounds.keys} cells of a table")
-
-
-def _firsts(query: Query) -> list[str]:
-    """Returns one measure of each part: the first count stands for all."""
-    return [*query.counted[:1], *(one.name for one in query.sums)]
-
-
-def _by_measure(query: Query, stds: Sequence[float]) -> dict[str, float]:
-    """Returns the noise of every measure: all counts have the first one."""
-    return dict(
-        zip(query.measures, [*list(stds[: query.counts]) * len(query.counted), *stds[query.counts :]], strict=True)
-    )
 
 
 def _noise(query: Query, stds: Sequence[float]) -> str:

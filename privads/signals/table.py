@@ -84,14 +84,6 @@ class NoisyTable:
         """The noise's standard deviation in `rows`."""
         return self.count_std * math.sqrt(len(self.query.counted))
 
-    def sensitivity(self, measure: str) -> float:
-        """Returns how far one unit moves a measure in L2; of counts, all of them together."""
-        return sensitivities(self.query, self.terms.bounds)[0 if measure in self.query.counted else self._part(measure)]
-
-    def _part(self, measure: str) -> int:
-        names = [one.name for one in self.query.sums]
-        return names.index(measure) + bool(self.query.counted)
-
 
 def by_release(tables: Sequence[NoisyTable]) -> list[tuple[Terms, list[NoisyTable]]]:
     """Returns the terms of each release that the tables come from, once, with its tables.
@@ -113,12 +105,12 @@ def by_release(tables: Sequence[NoisyTable]) -> list[tuple[Terms, list[NoisyTabl
 def _fits(table: NoisyTable, own: Sequence[NoisyTable]) -> bool:
     adding = (dp_event.GaussianDpEvent, dp_event.ZCDpEvent)
     made = sum(count for one, count in mechanisms.parts(table.terms.event) if isinstance(one, adding))
-    parts = sum(len(one.query.sums) + one.query.counts for one in (table, *own))
+    parts = sum(len(one.query.parts) for one in (table, *own))
     return parts <= made and all(one.query != table.query for one in own)
 
 
 def sensitivities(query: Query, bounds: Bounds) -> tuple[float, ...]:
-    """Returns how far one unit moves each part of a table in L2: its counts together, then each sum, in steps."""
+    """Returns how far one unit moves each part of a table in L2: as `Query.parts` has them; of a sum in steps."""
     counts = (bounds.sensitivity(),) if query.counts else ()
     sums = (bounds.sensitivity(row=one.steps, total=one.steps_of_unit(bounds.rows)) for one in query.sums)
     return (*counts, *sums)
