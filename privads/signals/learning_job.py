@@ -1,8 +1,6 @@
 """`[learn]` of run.toml as a model: which tables, which rows, and how good it is where rows are public."""
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from privads.job import open_logs, split_of
 from privads.logs.convert import toml
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
+from privads.new_folder import new_folder
 from privads.run_config import LearnTable, RunConfig
 from privads.signals.learned import Learned, check_parts, from_tables, places_in, with_features
 from privads.signals.report import printable
@@ -60,17 +59,12 @@ class LearnedRun:
 
     def save(self, folder: Path) -> None:
         """Write the new folder: model.json, and where a log was drawn, synthetic.parquet with ads.toml."""
-        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-        draft.mkdir(parents=True)
-        try:
+        with new_folder(folder) as draft:
             self.learned.save(draft / "model.json")
             (draft / "learned.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
             if self.sample is not None:
                 pq.write_table(self.sample[0], draft / "synthetic.parquet")
                 (draft / "ads.toml").write_text(self.sample[1], encoding="utf-8")
-            draft.replace(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def learn_from(config: RunConfig, table: LearnTable) -> LearnedRun:

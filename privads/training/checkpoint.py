@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from privads.evaluation.calibrate import Calibration
 from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models import MODELS, build
+from privads.new_folder import new_folder
 from privads.training.run import Run
 
 WEIGHTS, MODEL, REPORT, PAGE = "model.safetensors", "model.json", "report.json", "report.html"
@@ -50,10 +50,8 @@ def save(run: Run, folder: Path) -> Path:
     there is no report.html; report.json says everything it would.
     """
     check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     report = run.report()
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with new_folder(folder) as draft:
         save_file({name: value.contiguous() for name, value in run.model.state_dict().items()}, draft / WEIGHTS)
         about = {
             "name": name_of(run.model),
@@ -70,13 +68,6 @@ def save(run: Run, folder: Path) -> Path:
         (draft / REPORT).write_text(report.to_json(), encoding="utf-8")
         with contextlib.suppress(MissingExtra):
             (draft / PAGE).write_text(html(report), encoding="utf-8")
-        draft.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return folder
 
 

@@ -15,8 +15,10 @@ import pyarrow.parquet
 import pytest
 import typer
 
+from accounting.budget import Budget
 from accounting.ledger import Ledger
 from privads import cli
+from privads.logs.simulator import schema_toml, simulate
 from privads.training.engine import PrivateEngine
 from tests.privads.training.helpers import write_log
 
@@ -88,6 +90,16 @@ def with_budget(folder: Path) -> Path:
 def init(folder: Path, epsilon: str = "7", delta: str = "9e-5") -> Done:
     ledger = ("--ledger", "sqlite:///budget.db", "--dataset", "small")
     return privads(folder, "budget", "init", *ledger, "--epsilon", epsilon, "--delta", delta, "--unit", "user")
+
+
+def simulated(folder: Path, run_toml: str, *, users: int, epsilon: float) -> Path:
+    """The folder with a private simulated log, run.toml, and a ledger with so much for its data set."""
+    pyarrow.parquet.write_table(simulate(users, seed=0), folder / "log.parquet")
+    (folder / "ads.toml").write_text(schema_toml(users))
+    (folder / "run.toml").write_text(run_toml)
+    budget = Budget(epsilon=epsilon, delta=1e-5, unit="user")
+    Ledger.init(f"sqlite:///{folder / 'budget.db'}", dataset="simulated-ads", budget=budget)
+    return folder
 
 
 def spent(folder: Path) -> float:

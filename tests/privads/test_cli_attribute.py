@@ -6,10 +6,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from accounting.budget import Budget
 from accounting.ledger import Ledger
-from privads.logs.simulator import schema_toml, simulate
-from tests.privads.test_cli import Done, privads, refused
+from tests.privads.test_cli import Done, privads, refused, simulated
 
 RUN_TOML = """\
 [data]
@@ -33,15 +31,7 @@ days = 7
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    pyarrow.parquet.write_table(simulate(500, seed=0), tmp_path / "log.parquet")
-    (tmp_path / "ads.toml").write_text(schema_toml(500))
-    (tmp_path / "run.toml").write_text(RUN_TOML)
-    Ledger.init(
-        f"sqlite:///{tmp_path / 'budget.db'}",
-        dataset="simulated-ads",
-        budget=Budget(epsilon=3.0, delta=1e-5, unit="user"),
-    )
-    return tmp_path
+    return simulated(tmp_path, RUN_TOML, users=500, epsilon=3.0)
 
 
 def attribute(folder: Path, *arguments: str) -> Done:

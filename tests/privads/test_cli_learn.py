@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from accounting.budget import Budget
 from accounting.ledger import Ledger
-from privads.logs.simulator import DEVICES, schema_toml, simulate
+from privads.logs.simulator import DEVICES, schema_toml
 from privads.signals.learned import Learned
-from tests.privads.test_cli import Done, privads, refused
+from tests.privads.test_cli import Done, privads, refused, simulated
 
 RUN_TOML = f"""\
 [data]
@@ -54,12 +53,7 @@ epochs = 1
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a private log, its ledger, and tables of it."""
-    folder = tmp_path_factory.mktemp("released")
-    pyarrow.parquet.write_table(simulate(1000, seed=0), folder / "log.parquet")
-    (folder / "ads.toml").write_text(schema_toml(1000))
-    (folder / "run.toml").write_text(RUN_TOML)
-    budget = Budget(epsilon=5.0, delta=1e-5, unit="user")
-    Ledger.init(f"sqlite:///{folder / 'budget.db'}", dataset="simulated-ads", budget=budget)
+    folder = simulated(tmp_path_factory.mktemp("released"), RUN_TOML, users=1000, epsilon=5.0)
     done = privads(folder, "release", "run.toml")
     assert done.returncode == 0, done.stderr
     return folder

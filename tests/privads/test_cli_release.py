@@ -4,14 +4,11 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet
 import pytest
 
-from accounting.budget import Budget
 from accounting.ledger import Ledger
-from privads.logs.simulator import schema_toml, simulate
 from privads.signals.saved import load_tables
-from tests.privads.test_cli import Done, privads, refused
+from tests.privads.test_cli import Done, privads, refused, simulated
 
 RUN_TOML = """\
 [data]
@@ -37,15 +34,7 @@ COST = "epsilon <= 2.00 (delta 1e-06, user, add/remove, all tables)"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    pyarrow.parquet.write_table(simulate(500, seed=0), tmp_path / "log.parquet")
-    (tmp_path / "ads.toml").write_text(schema_toml(500))
-    (tmp_path / "run.toml").write_text(RUN_TOML)
-    Ledger.init(
-        f"sqlite:///{tmp_path / 'budget.db'}",
-        dataset="simulated-ads",
-        budget=Budget(epsilon=5.0, delta=1e-5, unit="user"),
-    )
-    return tmp_path
+    return simulated(tmp_path, RUN_TOML, users=500, epsilon=5.0)
 
 
 def release(folder: Path, *settings: str, options: tuple[str, ...] = ()) -> Done:
