@@ -14,6 +14,7 @@ from accounting import mechanisms
 from accounting.accountant import Bounds
 from accounting.ledger import Entry, Ledger
 from accounting.report import record
+from accounting.report.guarantee import Guarantee
 from accounting.report.summary import summary
 from federation.plan import FederatedPlan
 from federation.task import Task
@@ -118,7 +119,7 @@ class FederatedRun:
             metrics=(),
         )
 
-    def _guarantee(self) -> record.Guarantee | None:
+    def _guarantee(self) -> Guarantee | None:
         budget = self.plan.budget
         if budget is None:
             return None

@@ -13,6 +13,7 @@ from accounting.accountant import Bounds, epsilon, without_amplification
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Entry, Ledger
 from accounting.report import record
+from accounting.report.guarantee import Accountant, Guarantee, ProfilePoint
 from accounting.report.started import StartedFrom
 
 _NEIGHBORS = {
@@ -56,7 +57,7 @@ def guarantee(
     owned: str,
     unit_columns: tuple[str, ...],
     released: str,
-) -> record.Guarantee:
+) -> Guarantee:
     """Returns what an executed event promises, with its epsilon at smaller deltas, and without trust in the sampler.
 
     spent: its epsilon at the budget's delta. owned: what neighbors differ in.
@@ -67,7 +68,7 @@ def guarantee(
         d: epsilon(event, delta=d, neighbors=neighbors).upper for d in deltas
     }  # a part with a delta of its own has no smaller one
     library, _, number = spent.library.partition(" ")
-    return record.Guarantee(
+    return Guarantee(
         epsilon=spent.upper,
         epsilon_lower=spent.lower,
         delta=budget.delta,
@@ -76,9 +77,9 @@ def guarantee(
         neighbors=neighbors,
         neighbors_definition=_NEIGHBORS[neighbors].format(unit=owned),
         released=released,
-        accountant=record.Accountant(method=spent.method, grid=spent.grid, library=library, version=number),
+        accountant=Accountant(method=spent.method, grid=spent.grid, library=library, version=number),
         epsilon_without_amplification=without_amplification(event, delta=budget.delta, neighbors=neighbors).upper,
-        profile=tuple(record.ProfilePoint(delta=d, epsilon=e) for d, e in profile.items() if math.isfinite(e)),
+        profile=tuple(ProfilePoint(delta=d, epsilon=e) for d, e in profile.items() if math.isfinite(e)),
     )
 
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from accounting.report.fields import Verdict
+from accounting.report.guarantee import Guarantee
 from accounting.report.phrase import NOT_STATED, bound
-from accounting.report.record import Assumption, Guarantee, LedgerBudget, Report, Status
+from accounting.report.record import Assumption, LedgerBudget, Report, Status
 from accounting.report.scores import Interval, Scores, TaskMetrics, ValueMetrics
 from accounting.report.started import StartedFrom
 

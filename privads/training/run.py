@@ -19,6 +19,7 @@ from accounting.accountant import Bounds
 from accounting.budget import EXAMPLE
 from accounting.ledger import Entry, Ledger
 from accounting.report import record, scores
+from accounting.report.guarantee import Guarantee
 from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
 from privads.batch import Rows, settled
@@ -181,7 +182,7 @@ class Run:
 
         return save(self, Path(folder))
 
-    def _guarantee(self) -> record.Guarantee | None:
+    def _guarantee(self) -> Guarantee | None:
         budget = self.plan.budget
         if budget is None:
             return None

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from accounting.report.guarantee import ProfilePoint
 from accounting.report.phrase import round_up
-from accounting.report.record import ProfilePoint, Report
+from accounting.report.record import Report
 from accounting.report.render import MissingExtra, budget_bar, html, interval, markdown
 from accounting.report.scores import CurvePoint, Interval
 from tests.accounting.report import sample
