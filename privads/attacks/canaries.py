@@ -25,7 +25,7 @@ gradient: ``clip_norm`` at one weight of the model, another one for each canary.
 direction in one row of an embedding table. user: what the clipped gradient of made-up rows comes to.
 """
 
-LEAST, MOST = 10, 100_000
+LEAST, MOST = 50, 100_000
 """So few canaries prove nothing, and of more than so many the audit would be most of the run."""
 
 
