@@ -1,4 +1,7 @@
-"""Directions in which canaries push a model's weights: of length 1, and orthogonal, so that no canary hides another."""
+"""Directions in which canaries push a model's weights, or are looked for.
+
+Those of pushes have no weight in common: they are orthogonal, and no canary hides another.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -14,12 +17,16 @@ from torch import Tensor
 class Directions:
     """Directions within one parameter: canary ``of[i]`` goes ``weights[i, k]`` at ``places[i, k]`` of the flat tensor.
 
-    of: (n,), each once. places, weights: (n, width), every row of weights of length 1, and no place in two rows.
+    of: (n,), each once. places, weights: (n, width), float64; every row of weights has length 1, or is 0.
     """
 
     of: Tensor
     places: Tensor
     weights: Tensor
+
+    def to(self, device: torch.device) -> "Directions":
+        """Returns them on ``device``."""
+        return Directions(self.of.to(device), self.places.to(device), self.weights.to(device))
 
     def add(self, total: Tensor, amounts: Tensor) -> Tensor:
         """Returns ``total`` with ``amounts`` (n,) along the directions added to it: in its place, where it is whole."""
@@ -75,12 +82,8 @@ def _directions(
 ) -> Directions | None:
     if not len(places):
         return None
-    device = parameter.device
-    return Directions(
-        of=torch.arange(first, first + len(places), device=device),
-        places=torch.from_numpy(places).to(device),
-        weights=torch.from_numpy(weights).to(device),
-    )
+    of = torch.arange(first, first + len(places))
+    return Directions(of, torch.from_numpy(places), torch.from_numpy(weights)).to(parameter.device)
 
 
 def shared(count: int, rooms: Sequence[int]) -> list[int]:

@@ -189,8 +189,10 @@ class PrivateEngine:
         if part.rows < len(losses):  # padding has no gradient, whatever the loss says of it
             real = torch.arange(len(losses), device=losses.device) < part.rows
             losses = torch.where(real, losses, torch.zeros_like(losses))
+        apart = None
         if self._watch is not None:
             losses = self._watch.drawn(part.numbers, losses)
+            apart = self._watch.apart(part.numbers, part.owners, part.units)
         if plan.combined == "mean":
             owned = torch.bincount(part.owners[: part.rows], minlength=part.units).clamp(min=1)
             losses = losses / owned[part.owners]
@@ -201,6 +203,7 @@ class PrivateEngine:
             clip_norm=self._clip.now,
             per_group=plan.clipping == "per-group",
             touching=part.rows if self._counts_rows else None,
+            apart=apart,
         )
         if part.rows:
             self._sums = found if self._sums is None else self._sums + found

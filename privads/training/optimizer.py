@@ -101,7 +101,8 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
                 parameter.summed_grad = one.dense() if isinstance(one, SparseSum) else one
         if self.watch is not None:
             sums = [parameter.summed_grad for parameter in self.noised]
-            for parameter, one in zip(self.noised, self.watch.added(sums, self.max_grad_norm), strict=True):
+            added = self.watch.added(sums, found.apart, self.max_grad_norm)
+            for parameter, one in zip(self.noised, added, strict=True):
                 parameter.summed_grad = one
         self.add_noise()
         if self.watch is not None:
