@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from accounting.budget import Budget
 from privads.batch import Batch, Rows, joined
 
 if TYPE_CHECKING:
@@ -48,6 +49,16 @@ class Canaries:
             raise ValueError(f"kind must be {' or '.join(map(repr, get_args(Kind)))}, got {self.kind!r}")
         if self.coins is not None and len(self.coins) != self.count:
             raise ValueError(f"coins must be one for each of {self.count} canaries, got {len(self.coins)}")
+
+    def check(self, budget: Budget | None) -> None:
+        """Refuse a run whose claim these canaries cannot contradict, or that makes none."""
+        if budget is None:
+            raise ValueError("a run without privacy makes no claim to audit: leave out the canaries")
+        if 2 * self.count * budget.delta > 1:
+            raise ValueError(
+                f"{self.count} canaries need a delta of at most {0.5 / self.count:.3g}, and the plan's is "
+                f"{budget.delta:g}: plant fewer"
+            )
 
     def tossed(self, generator: np.random.Generator) -> NDArray[np.bool_]:
         """Returns (count,) which canaries are put in: independent fair coins."""

@@ -55,7 +55,7 @@ class Evidence:
         """Returns the audit as the report holds it."""
         found = self.audit
         return AuditResult(
-            method=found.method,
+            method=f"{found.method} audit",
             threat_model=self.threat_model,
             canaries=found.canaries,
             canary_kind=self.kind,

@@ -71,13 +71,7 @@ def watch_for(
 
     noised: the parameters whose sums are noised whole at every step.
     """
-    if plan.budget is None:
-        raise ValueError("a run without privacy makes no claim to audit: leave out the canaries")
-    if 2 * canaries.count * plan.budget.delta > 1:
-        raise ValueError(
-            f"{canaries.count} canaries need a delta of at most {0.5 / canaries.count:.3g}, and the plan's is "
-            f"{plan.budget.delta:g}: plant fewer"
-        )
+    canaries.check(plan.budget)
     generator = entropy(insecure_seed)
     included = canaries.tossed(generator)
     tables = tables_of(model)
