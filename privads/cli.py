@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click import ClickException, UsageError
+from click import BadParameter, ClickException, UsageError
 
 from privads import (
     cli_attribute,
@@ -77,7 +77,10 @@ def train(
 
     settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
     settings += ["data.keep_cache=true"] if keep_cache else []
-    settings += [f"audit.{one}" for one in audit or []]
+    for one in audit or []:
+        if "=" not in one:
+            raise BadParameter(f"--audit takes KEY=VALUE, such as canaries=1000, got {one!r}")
+        settings.append(f"audit.{one}")
     read = read_config(config, settings)  # before the slow imports: a typing error is answered at once
 
     from accounting.report.summary import summary

@@ -309,6 +309,7 @@ class RunConfig(_Table):
 
     attribution: AttributionTable | None = None
     ledger: LedgerTable | None = None
+    audit: AuditTable | None = None
     report: ReportTable | None = None
     run: RunTable = RunTable()
 

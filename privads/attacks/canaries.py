@@ -1,8 +1,8 @@
 """Canaries: made-up units, each put among the units of a log or left out by the toss of a fair coin.
 
-An audit guesses from what a run releases which of them were put in (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846).
-They are rows behind those of the log, so the plan's own sampler draws them, and nobody else is drawn any differently:
-the claim under audit is one about every unit, and it holds with any others in the log.
+An audit guesses from what a run releases which of them were put in (Steinke, Nasr and Jagielski 2023, arXiv
+2305.08846). They are rows behind those of the log, so the plan's own sampler draws them, and nobody else is drawn any
+differently: the claim under audit is one about every unit, and it holds with any others in the log.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class Canaries:
 
 
 def entropy(insecure_seed: int | None) -> np.random.Generator:
-    """Returns what coins are tossed by and canaries made from: not the run's own source, whose draws stay as they are."""
+    """Returns what coins are tossed by and canaries made from: not the run's own source, whose draws stay the same."""
     if insecure_seed is None:
         return np.random.default_rng()  # seeded by the operating system
     return np.random.default_rng([insecure_seed, 0xCA9A])

@@ -74,7 +74,8 @@ def _numbered(parameters: Sequence[Tensor], shares: Sequence[int]) -> Iterator[t
 
 def _signs(generator: np.random.Generator, count: int, width: int) -> NDArray[np.float64]:
     """Returns (count, width) random signs, over sqrt(width): rows of length 1."""
-    return (2.0 * generator.integers(0, 2, (count, width)) - 1.0) / np.sqrt(width)
+    signs: NDArray[np.float64] = (2.0 * generator.integers(0, 2, (count, width)) - 1.0) / np.sqrt(width)
+    return signs
 
 
 def _directions(

@@ -11,16 +11,16 @@ from torch import Tensor
 from privads.attacks.directions import Directions
 from privads.training.plan import TrainPlan
 
-PRIOR_DRAWS = 100
+PRIOR_DRAWS = 20
 """The plan's noise counts as so many observations when the noise of a parameter is estimated."""
 
 
 class Ratios:
     """The sum over steps of ``log E[exp((2 y a b - (a b)^2) / (2 s^2))]``, for b ~ Binomial(k, q).
 
-    y is what is seen along a canary's direction, in units of the clip norm: ``a b + N(0, s^2)`` for one that was put in,
-    of whose k records b were drawn, each at the plan's sampling rate q, and N(0, s^2) for one that was not. This is the
-    best score where the noise is Gaussian and the amplitude a known (Neyman and Pearson). s is what the noise of each
+    y is what is seen along a canary's direction, in clip norms: ``a b + N(0, s^2)`` for one that was put in, of whose
+    k records b were drawn, each at the plan's sampling rate q, and N(0, s^2) for one that was not. This is the best
+    score where the noise is Gaussian and the amplitude a known (Neyman and Pearson). s is what the noise of each
     parameter is seen to be, over all steps and canaries so far: where it is less than planned, or none, the scores are
     the better for it. Several amplitudes may be supposed: all are summed, and the most likely one's scores count.
     """
@@ -50,7 +50,8 @@ class Ratios:
     def total(self) -> NDArray[np.float64]:
         """(canaries,) the sums, under the amplitude that makes what was seen of all canaries most likely."""
         likelihoods = np.logaddexp(0.0, self._totals).sum(axis=1)  # each was put in, or not, with equal chance
-        return self._totals[int(likelihoods.argmax())]
+        total: NDArray[np.float64] = self._totals[int(likelihoods.argmax())]
+        return total
 
 
 def along(values: Sequence[Tensor | None], directions: Sequence[Directions | None], count: int) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
-"""Canary users: made-up units whose rows go the way of all others, through the model, its gradients and the clipping.
+"""Canary users: made-up units whose rows go the way of all others, through the model, its gradients and clipping.
 
-Canaries that push weights say nothing of gradients that are clipped wrongly, or not at all; these do. Each has values of
-its own where the schema leaves room, at the ends of what is allowed, and a label that the model does not begin at, so
-that what a model has learned from it is to be seen.
+Canaries that push weights say nothing of gradients that are clipped wrongly, or not at all; these do. Each has values
+at the ends of what the schema allows, categories of its own where there is room, and a label by the toss of a coin,
+which nothing but itself can teach a model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -209,7 +209,7 @@ def made_up(schema: "Schema", count: int, generator: np.random.Generator) -> Bat
     """Returns ``count`` rows within the schema's ranges: an unusual user in each.
 
     Numbers are at one end of their range or the other. A category's bucket is one that no other canary has, where
-    there are so many. Labels are 1, the largest count or amount, the highest level.
+    there are so many. Labels are 0 or 1, a level 1 or the highest, an amount 0 or the largest: one for all tasks.
     """
     fields = len(schema.categorical)
     ids = np.zeros((count, fields), dtype=np.int64)
@@ -217,9 +217,13 @@ def made_up(schema: "Schema", count: int, generator: np.random.Generator) -> Bat
         room = np.arange(1, field.buckets)  # bucket 0 is for missing values
         drawn = generator.choice(room, size=count, replace=len(room) < count)
         ids[:, place] = start + drawn
+    high = torch.from_numpy(generator.integers(0, 2, count).astype(bool))
     labels, hours = {}, {}
     for task, label in schema.labels.items():
-        labels[task] = torch.full((count,), label.most if isinstance(label, ValueLabel) else 1.0)
+        ends = 0.0, 1.0
+        if isinstance(label, ValueLabel):
+            ends = 1.0 if label.kind == "ordinal" else 0.0, label.most
+        labels[task] = torch.where(high, ends[1], ends[0])
         if isinstance(label, DelayedLabel) and label.waiting:
             hours[task] = torch.tensor([[0.0, label.within_hours]]).repeat(count, 1)
     return Batch(

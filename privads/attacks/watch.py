@@ -1,4 +1,4 @@
-"""What an audited run carries along: it plants canaries, watches what is released, and scores each canary at the end."""
+"""What an audited run carries along: it plants canaries, watches what is released, and scores each of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol

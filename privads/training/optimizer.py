@@ -50,7 +50,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         )
         self._randomness, self._take_sums, self._after_step = randomness, take_sums, after_step
         self._tables, self._drawn_together = tables, DRAWN_TOGETHER
-        self.noised: list[torch.nn.Parameter] = [one for one in self.params if tables is None or one not in tables]
+        self.noised = [one for one in self.params if tables is None or one not in tables]
         self.watch: Watch | None = None
 
     @property
