@@ -26,7 +26,9 @@ def test_made_up_rows_are_within_what_the_schema_allows_and_of_categories_of_the
     assert set(batch.dense.unique().tolist()) == {-1.0, 1.0}
     ids = batch.ids.view(300, 2)
     assert all(len(ids[:, field].unique()) == 300 for field in range(2))
-    assert ids[:, 0].min() >= 1 and ids[:, 0].max() < 1024 < ids[:, 1].min() and ids[:, 1].max() < 2048
+    assert ids[:, 0].min() >= 1
+    assert ids[:, 0].max() < 1024 < ids[:, 1].min()
+    assert ids[:, 1].max() < 2048
     assert {task: set(one.unique().tolist()) for task, one in batch.labels.items()} == {
         "click": {0.0, 1.0},
         "stars": {1.0, 5.0},
