@@ -7,6 +7,8 @@ import typer
 from click import Context
 from typer.core import TyperGroup
 
+from privads.cli_budget import Json, print_json
+
 if TYPE_CHECKING:
     from accounting.report.record import Report
 
@@ -40,6 +42,30 @@ def show(
     if form not in forms:
         raise ConfigError(f"--format must be one of {', '.join(forms)}, got {form!r}")
     typer.echo(forms[form](read_report(run)))
+
+
+@app.command("diff")
+def diff(
+    first: Annotated[Path, typer.Argument(help="A run folder, or its report.json.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Print what changed from one run's report to another's: the promise, what it rests on, the plan, the metrics."""
+    from accounting.report.compare import differences, in_words, verdict
+
+    before, after = read_report(first), read_report(second)
+    if as_json:
+        runs = {"first": before, "second": after}
+        about = {name: {"run": one.run.id, "headline": one.headline} for name, one in runs.items()}
+        print_json(
+            {
+                **about,
+                "verdict": verdict(before, after),
+                "changes": [one._asdict() for one in differences(before, after)],
+            }
+        )
+        return
+    typer.echo(in_words(before, after))
 
 
 @app.command("schema")
