@@ -1,4 +1,4 @@
-"""`privads train --audit`: what it prints, what a contradicted claim exits with, and what is refused before a charge."""
+"""`privads train --audit`: what it prints, what a contradicted claim exits with, and what is refused for nothing."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def train(folder: Path, *options: str) -> Done:
 def test_an_audited_run_prints_its_audit_beside_the_claim(folder: Path) -> None:
     done = train(folder, "--audit", "canaries=200", "--out", "run")
     assert done.returncode == 0, done.stderr
-    claim, audit, left, report = done.stdout.splitlines()
+    claim, audit, left, _ = done.stdout.splitlines()
     assert claim.endswith("its model has learned from 200 planted canaries")
     assert audit.startswith(("audit: consistent: epsilon >= ", "audit: inconclusive: epsilon >= "))
     assert "at 95 % confidence by one-run audit, a correct run of the claim reaches " in audit
