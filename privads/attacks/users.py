@@ -92,6 +92,12 @@ class WatchedUsers:
         self._clip_norm = clip_norm
         return list(sums)
 
+    def in_tables(
+        self, sums: Mapping[Tensor, Tensor | SparseSum], clip_norm: float
+    ) -> Mapping[Tensor, Tensor | SparseSum]:
+        """Returns the sums of tables with noise of their own, which hold the canaries' gradients too."""
+        return sums
+
     def see(self, noised: Sequence[Tensor]) -> None:
         """Adds each canary's log-likelihood ratio of this step to its score."""
         seen = along(noised, self._directions, len(self.included)) - self._others
@@ -179,6 +185,12 @@ class FinalUsers:
     def added(self, sums: Sequence[Tensor], apart: Mapping[Tensor, object], clip_norm: float) -> list[Tensor]:
         """Returns the sums, which hold the canaries' gradients like everyone's."""
         return list(sums)
+
+    def in_tables(
+        self, sums: Mapping[Tensor, Tensor | SparseSum], clip_norm: float
+    ) -> Mapping[Tensor, Tensor | SparseSum]:
+        """Returns the sums of tables with noise of their own, which hold the canaries' gradients too."""
+        return sums
 
     def see(self, noised: Sequence[Tensor]) -> None:
         """Looks at nothing: the final model is all that is seen."""

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from privads.attacks.canaries import Canaries, entropy
 from privads.attacks.directions import one_row_each, one_weight_each, shared
+from privads.attacks.final_rows import FinalRows
+from privads.attacks.padded import PaddedUnits
 from privads.attacks.pushes import Pushes
 from privads.attacks.users import FinalUsers, WatchedUsers, made_up
 from privads.batch import Rows, padding
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss
-from privads.training.tables import SparseSum, tables_of
+from privads.training.tables import LazyTables, SparseSum, tables_of
 
 
 class Watch(Protocol):
@@ -48,6 +50,12 @@ class Watch(Protocol):
         """Returns a batch's sums, one for each noised parameter, with what its canaries add beside their rows."""
         ...
 
+    def in_tables(
+        self, sums: Mapping[Tensor, Tensor | SparseSum], clip_norm: float
+    ) -> Mapping[Tensor, Tensor | SparseSum]:
+        """Returns the sums of tables with noise of their own, with what canaries add to them beside their rows."""
+        ...
+
     def see(self, noised: Sequence[Tensor]) -> None:
         """Looks at the same sums after the noise."""
         ...
@@ -64,12 +72,14 @@ def watch_for(
     loss: Loss | None,
     rows: Rows,
     noised: Sequence[nn.Parameter],
+    own_noise: object,
     *,
     insecure_seed: int | None,
 ) -> Watch:
     """Returns the watch of these canaries; refuses what a run cannot be audited by. Reads no row.
 
-    noised: the parameters whose sums are noised whole at every step.
+    noised: the parameters whose sums are noised whole at every step. own_noise: what trains the tables, where that is
+    not all of them.
     """
     canaries.check(plan.budget)
     generator = entropy(insecure_seed)
@@ -82,7 +92,9 @@ def watch_for(
         if any(one in tables for one in noised):
             return WatchedUsers(included, plan, rows_of_users, loss, model, noised)
         return FinalUsers(included, plan, rows_of_users, loss, model)
-    rooms = [one.numel() if canaries.kind == "gradient" else len(one) * (one in tables) for one in noised]
+    lazy = own_noise if canaries.kind == "row" and isinstance(own_noise, LazyTables) else None
+    watched = list(noised) if lazy is None else [one for one in tables if one in lazy]
+    rooms = [one.numel() if canaries.kind == "gradient" else len(one) * (one in tables) for one in watched]
     if sum(rooms) < canaries.count:
         what = "weights" if canaries.kind == "gradient" else "rows of tables"
         raise ValueError(
@@ -90,5 +102,9 @@ def watch_for(
             "get their noise at every step: plant fewer, or canaries of kind 'user'"
         )
     make = one_weight_each if canaries.kind == "gradient" else one_row_each
-    directions = make(noised, shared(canaries.count, rooms), generator)
-    return Pushes(included, directions, plan, padding(rows.schema))
+    directions = make(watched, shared(canaries.count, rooms), generator)
+    units = PaddedUnits(included, padding(rows.schema), records=plan.records)
+    if lazy is not None:
+        found = {table: one for table, one in zip(watched, directions, strict=True) if one is not None}
+        return FinalRows(included, found, plan, units, lazy)
+    return Pushes(included, directions, plan, units)

@@ -110,7 +110,9 @@ class PrivateEngine:
             if self.canaries is not None:
                 seed = self.randomness.insecure_seed
                 noised = self._optimizer.noised
-                self._watch = watch_for(self.canaries, self.plan, model, loss, rows, noised, insecure_seed=seed)
+                self._watch = watch_for(
+                    self.canaries, self.plan, model, loss, rows, noised, self._tables, insecure_seed=seed
+                )
                 self._optimizer.watch = self._watch
             group = optimizer.param_groups[0]
             self._rate = float(group.get("initial_lr", group["lr"]))  # the former where a schedule starts lower

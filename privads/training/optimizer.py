@@ -148,10 +148,11 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         if not self.pre_step(closure):
             return
         found, self._found = self._found, ClippedSums(sums={})
+        sums = found.sums if self.watch is None else self.watch.in_tables(found.sums, self.max_grad_norm)
         own = (
             contextlib.nullcontext()
             if self._tables is None
-            else self._tables.stepping(found.sums, found.touched, noise_std=self.noise_std)
+            else self._tables.stepping(sums, found.touched, noise_std=self.noise_std)
         )
         with own:
             self.original_optimizer.step()

@@ -9,14 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import Tensor
 
 from accounting.budget import Budget
 from privads.attacks.canaries import Canaries, WithCanaries, entropy, taken
-from privads.attacks.pushes import Pushes
+from privads.attacks.padded import PaddedUnits
 from privads.attacks.users import made_up
 from privads.batch import Batch, joined
-from privads.models import Logistic
+from privads.models import DCN, Logistic
 from privads.training.fit import fit
 from privads.training.plan import Sampler
 from tests.privads.attacks.helpers import audited, log, plan, schema
@@ -73,12 +72,18 @@ def test_coins_are_fair_and_of_another_source_than_the_runs() -> None:
     assert (entropy(3).integers(0, 2**60, 8) != np.random.default_rng(3).integers(0, 2**60, 8)).all()
 
 
+@pytest.mark.parametrize("table_noise", ["dense", "lazy"])
 @pytest.mark.parametrize("kind", ["gradient", "row", "user"])
-def test_a_run_with_every_canary_left_out_is_the_run_without_an_audit_bit_for_bit(tmp_path: Path, kind: Any) -> None:
-    rows, chosen = log(tmp_path), plan(steps=8)
+def test_a_run_with_every_canary_left_out_is_the_run_without_an_audit_bit_for_bit(
+    tmp_path: Path, kind: Any, table_noise: str
+) -> None:
+    rows = log(tmp_path)
+    chosen = plan(steps=60, table_noise=table_noise, averaging=0.25 if table_noise == "dense" else 0.0)
     canaries = Canaries(count=60, kind=kind, coins=(False,) * 60)
-    plain = fit(Logistic(rows.schema), rows, chosen, insecure_seed=5)
-    with_audit = fit(Logistic(rows.schema), rows, chosen, insecure_seed=5, canaries=canaries)
+    torch.manual_seed(0)
+    plain = fit(DCN(rows.schema), rows, chosen, insecure_seed=5)
+    torch.manual_seed(0)
+    with_audit = fit(DCN(rows.schema), rows, chosen, insecure_seed=5, canaries=canaries)
     assert plain.facts.weights_sha256 == with_audit.facts.weights_sha256
     assert with_audit.plan.event == plain.plan.event
 
@@ -95,14 +100,13 @@ def test_canaries_are_drawn_as_often_as_units_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Mapping[str, Any]
 ) -> None:
     drawn: list[NDArray[np.int64]] = []
-    original = Pushes.drawn
+    original = PaddedUnits.counts
 
-    def seen(self: Pushes, row_numbers: NDArray[np.int64], losses: Tensor) -> Tensor:
-        found = original(self, row_numbers, losses)
-        drawn.append(self._counts.copy())
-        return found
+    def seen(self: PaddedUnits) -> NDArray[np.int64]:
+        drawn.append(original(self))
+        return drawn[-1]
 
-    monkeypatch.setattr(Pushes, "drawn", seen)
+    monkeypatch.setattr(PaddedUnits, "counts", seen)
     rows, chosen = log(tmp_path), plan(steps=60, epsilon=3.0, **settings)
     coins = Canaries(count=60, coins=COINS)
     fit(Logistic(rows.schema), rows, chosen, canaries=coins)

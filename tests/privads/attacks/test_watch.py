@@ -23,6 +23,7 @@ from privads.training.fit import Checkpoint, fit
 from privads.training.optimizer import PlanOptimizer
 from privads.training.plan import TrainPlan
 from privads.training.sampling import PoissonSampler
+from privads.training.tables import LazyTables
 from tests.privads.attacks.helpers import audited, log, plan
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -50,13 +51,22 @@ def trained_once(rows: Logs, chosen: TrainPlan, canaries: Canaries | None) -> di
     return {name: one.detach() for name, one in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("kind", "clipping"), [("gradient", "flat"), ("row", "flat"), ("gradient", "per-group")])
+@pytest.mark.parametrize(
+    ("kind", "clipping", "table_noise"),
+    [
+        ("gradient", "flat", "dense"),
+        ("row", "flat", "dense"),
+        ("gradient", "per-group", "dense"),
+        ("gradient", "flat", "lazy"),
+        ("row", "flat", "lazy"),
+    ],
+)
 def test_a_canary_that_is_drawn_adds_a_clip_norm_and_nobody_else_adds_anything_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, clipping: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, clipping: Any, table_noise: Any
 ) -> None:
     quiet(monkeypatch, 0.0)
     # every unit joins every batch, and without noise nothing else differs
-    rows, chosen = log(tmp_path), plan(batch=400, steps=1, averaging=0.0, clipping=clipping)
+    rows, chosen = log(tmp_path), plan(batch=400, steps=1, averaging=0.0, clipping=clipping, table_noise=table_noise)
     coins = tuple(place < 40 for place in range(60))
     torch.manual_seed(0)
     plain = trained_once(rows, chosen, None)
@@ -128,6 +138,45 @@ def test_a_gross_fault_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert report.headline.startswith("VIOLATED: epsilon <= 1.00")
 
 
+def no_flush(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LazyTables, "flush", lambda self: None)
+
+
+@pytest.mark.parametrize("plant", [a_tenth_of_the_noise, no_noise, no_flush], ids=lambda one: one.__name__)
+def test_rows_of_lazy_tables_catch_noise_that_was_not_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant
+) -> None:
+    plant(monkeypatch)
+    report = audited(log(tmp_path), plan(table_noise="lazy", averaging=0.0), kind="row").report()
+    assert report.contradictions, report.audit
+    assert report.audit[0].threat_model == "sees the final model, and knows what all others added to every sum"
+
+
+def test_an_honest_run_with_lazy_tables_is_not_accused(tmp_path: Path) -> None:
+    run = audited(log(tmp_path), plan(epsilon=3.0, table_noise="lazy", averaging=0.0), kind="row")
+    assert run.evidence is not None
+    assert run.evidence.audit.lower < 2.0
+    scores, included = run.evidence.scores, run.evidence.included
+    # 0.34 standard deviations apart; equal means are this far apart with probability below 0.1
+    assert scores[included].mean() > scores[~included].mean()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_where_a_row_of_a_lazy_table_would_have_been_is_known_whatever_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight_decay: float
+) -> None:
+    """Without noise, canaries that were left out end where they were expected, and those put in on their direction."""
+    quiet(monkeypatch, 0.0)
+    rows, chosen = log(tmp_path), plan(epsilon=3.0, table_noise="lazy", averaging=0.0)
+    model = Logistic(rows.schema)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=weight_decay)
+    run = fit(model, rows, chosen, optimizer=sgd, canaries=Canaries(count=300, kind="row"))
+    assert run.evidence is not None
+    scores, included = run.evidence.scores, run.evidence.included
+    assert abs(scores[~included]).max() < 1e-4
+    assert (scores[included] > 0.01).mean() > 0.95  # all but those that were never drawn: 0.9^60 of them
+
+
 def test_canary_users_catch_a_clip_that_is_left_out_after_the_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +191,7 @@ def test_canary_users_catch_a_clip_that_is_left_out_after_the_probe(
         opened(self, standing)
 
     monkeypatch.setattr(PrivateEngine, "_open_rows", start)
-    assert audited(rows, plan(), kind="user").report().contradictions
+    assert audited(rows, plan(epsilon=2.0), kind="user").report().contradictions
 
 
 def test_a_run_is_refused_before_it_is_charged_where_it_cannot_be_audited(tmp_path: Path) -> None:
@@ -152,9 +201,9 @@ def test_a_run_is_refused_before_it_is_charged_where_it_cannot_be_audited(tmp_pa
     for kind in ("gradient", "row"):
         canaries = Canaries(count=60, kind=kind)
         with pytest.raises(ValueError, match="a direction of its own"):
-            watch_for(canaries, plan(), model, losses.per_row, rows, few, insecure_seed=None)
+            watch_for(canaries, plan(), model, losses.per_row, rows, few, None, insecure_seed=None)
     with pytest.raises(ValueError, match="need the loss"):
-        watch_for(Canaries(count=60, kind="user"), plan(), model, None, rows, few, insecure_seed=None)
+        watch_for(Canaries(count=60, kind="user"), plan(), model, None, rows, few, None, insecure_seed=None)
     with pytest.raises(ValueError, match="cannot be resumed"):
         fit(model, rows, plan(), canaries=Canaries(count=60), checkpoint=Checkpoint(path=tmp_path / "working"))
     twin = TrainPlan.without_privacy(population=400, unit="user", batch=40, epochs=1)
