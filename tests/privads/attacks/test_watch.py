@@ -85,7 +85,7 @@ def test_a_canary_that_is_drawn_adds_a_clip_norm_and_nobody_else_adds_anything_e
 @pytest.mark.parametrize("kind", ["gradient", "row", "user"])
 def test_an_honest_run_is_not_accused(tmp_path: Path, kind: Kind) -> None:
     """At claim 3 an ideal run proves 0.7 on average; to exceed 3 is less likely than 1e-6."""
-    run = audited(log(tmp_path), plan(epsilon=3.0, steps=60), kind=kind)
+    run = audited(log(tmp_path), plan(epsilon=3.0), kind=kind)
     assert run.report().contradictions == ()
     assert run.evidence is not None
     assert run.evidence.audit.lower < 2.0
@@ -93,7 +93,7 @@ def test_an_honest_run_is_not_accused(tmp_path: Path, kind: Kind) -> None:
 
 def test_scores_of_an_honest_run_are_near_the_ideal_ones(tmp_path: Path) -> None:
     """Canaries whose coin is seen through the run's own noise: sum over steps of a Gaussian mixture."""
-    run = audited(log(tmp_path), plan(epsilon=8.0, steps=60), count=1000)
+    run = audited(log(tmp_path), plan(epsilon=8.0), count=1000)
     assert run.evidence is not None
     scores, included = run.evidence.scores, run.evidence.included
     assert scores[included].mean() > scores[~included].mean()
