@@ -1,0 +1,60 @@
+"""Whether the ledger knows the run that a report is about: its entry, its event, its figures, and the head noted."""
+
+import json
+import math
+
+from accounting.ledger import Entry, Snapshot
+from accounting.report.record import Report
+
+TOLERANCE = 1e-6
+"""Relative: a charge is the claim rounded up, and libraries of different versions differ by less."""
+
+
+class NotAnchored(ValueError):  # noqa: N818 - named for what is the case
+    """The ledger does not bear a report out; the message says in what."""
+
+
+def find_entry(report: Report, ledger: Snapshot) -> Entry:
+    """Returns the ledger's entry that a report is about, or raises `NotAnchored`.
+
+    Checked: the head that the report noted is the hash of a row of the ledger, so nothing up to it was cut off or
+    rewritten; the entry was there then, and is there now, for the same data set; its rows were opened, so it is spent;
+    event, epsilon, delta, unit and neighbors are the same; and the report claims no less than was charged.
+    """
+    budget = report.budget
+    if budget is None:
+        raise NotAnchored("the report names no entry of a ledger")
+    noted = ledger.rows.get(budget.head)
+    if noted is None:
+        raise NotAnchored(
+            f"no row of {ledger.shown} has the hash {budget.head} that the report noted as its head: the report is "
+            "about another ledger, or rows were cut off or rewritten"
+        )
+    found = next((one for one in ledger.entries.get(budget.dataset, ()) if str(one.id) == budget.entry), None)
+    if found is None or found.id > noted:
+        raise NotAnchored(f"{ledger.shown} has no entry {budget.entry} of data set {budget.dataset!r} up to that head")
+    if found.state not in ("opened", "committed"):
+        raise NotAnchored(f"entry {found.id} of {ledger.shown} is {found.state}: no rows were opened under it")
+    if json.loads(found.event) != report.mechanism.event:
+        raise NotAnchored(f"entry {found.id} of {ledger.shown} was charged for another event than the report's")
+    charged = {
+        "epsilon": (found.epsilon, budget.this_run_epsilon),
+        "delta": (found.delta, budget.this_run_delta),
+        "unit": (found.unit, budget.charged_unit),
+        "neighbors": (found.neighbors, budget.charged_neighbors),
+    }
+    for name, (ours, theirs) in charged.items():
+        if ours != theirs:
+            raise NotAnchored(f"entry {found.id} of {ledger.shown} was charged {name} {ours}, the report says {theirs}")
+    _check_claim(report, found)
+    return found
+
+
+def _check_claim(report: Report, found: Entry) -> None:
+    claim = report.guarantee
+    if claim is None or claim.delta != found.delta:
+        return
+    if claim.epsilon < found.epsilon and not math.isclose(claim.epsilon, found.epsilon, rel_tol=TOLERANCE):
+        raise NotAnchored(
+            f"the report claims epsilon {claim.epsilon}, but entry {found.id} was charged {found.epsilon}"
+        )
