@@ -217,7 +217,7 @@ class Headline(NamedTuple):
 
 def _publish_headline(schema: dict[str, Any]) -> None:
     """Add the computed headline to the schema: it stands in every report file."""
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["$schema"], schema["$id"] = "https://json-schema.org/draft/2020-12/schema", "urn:privads:report:1"
     schema["properties"]["headline"] = {"title": "Headline", "type": "string", "readOnly": True}
     schema["required"] = sorted({*schema["required"], "headline"})
 

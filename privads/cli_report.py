@@ -1,0 +1,61 @@
+"""The command line's verbs about reports: `privads report ...`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from click import Context
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from accounting.report.record import Report
+
+REPORT = "report.json"
+
+
+class _ShowsARun(TyperGroup):
+    """A group that takes a run folder in the place of a verb: `privads report RUN` is `privads report show RUN`."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Put in the verb that was left out."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(help="The privacy report of a run.", no_args_is_help=True, cls=_ShowsARun)
+
+
+@app.command("show")
+def show(
+    run: Annotated[Path, typer.Argument(help="A run folder, or its report.json.")],
+    form: Annotated[str, typer.Option("--format", help="markdown, html or json.")] = "markdown",
+) -> None:
+    """Print the privacy report of a run. The verb may be left out: `privads report RUN`."""
+    from accounting.report import render
+    from accounting.report.record import Report
+    from privads.config import ConfigError
+
+    forms = {"markdown": render.markdown, "html": render.html, "json": Report.to_json}
+    if form not in forms:
+        raise ConfigError(f"--format must be one of {', '.join(forms)}, got {form!r}")
+    typer.echo(forms[form](read_report(run)))
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of a report; it comes with the package, too, as accounting/report/report.schema.json."""
+    from accounting.report.schema import schema_json
+
+    typer.echo(schema_json(), nl=False)
+
+
+def read_report(place: Path) -> "Report":
+    """Returns the report of a run folder, or in a file; refuses what is neither."""
+    from accounting.report.record import Report
+    from privads.config import ConfigError
+
+    file = place / REPORT if place.is_dir() or not place.exists() else place
+    if not file.is_file():
+        raise ConfigError(f"{place} is not a run folder: it has no {REPORT}")
+    return Report.from_json(file.read_text(encoding="utf-8"))
