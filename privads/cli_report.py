@@ -70,13 +70,13 @@ def schema() -> None:
 
 def read_report(place: Path) -> "Report":
     """Returns the report of a run folder, or in a file; refuses what is neither."""
-    from accounting.report.record import Report
+    from accounting.report.reading import read_report as read
     from privads.config import ConfigError
 
     file = _file(place)
     if not file.is_file():
-        raise ConfigError(f"{place} is not a run folder: it has no {REPORT}")
-    return Report.from_json(file.read_text(encoding="utf-8"))
+        raise ConfigError(f"{place} is not a run folder: it has no {file.name}")
+    return read(file)
 
 
 def _file(place: Path) -> Path:

@@ -32,10 +32,9 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import Field, StringConstraints, ValidationError
 
 from accounting.report.fields import Record, Sha256
-from accounting.report.record import Report
+from accounting.report.reading import REPORT, read_report
 
 SIGNATURE = "report.json.sig"
-REPORT = "report.json"
 
 _FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 _FileName = Annotated[str, StringConstraints(pattern=_FILE_NAME)]
@@ -164,8 +163,8 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _check_canonical(file: Path) -> None:
+    read_report(file)
     text = file.read_text(encoding="utf-8")
-    Report.from_json(text)
     canonical = json.dumps(json.loads(text), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if text != canonical:
         raise ValueError(f"{file} is not in the form in which privads writes it: it was changed, and is not signed")

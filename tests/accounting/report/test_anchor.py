@@ -1,0 +1,99 @@
+"""What a ledger bears out of a report, and each thing that it does not."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from accounting import mechanisms
+from accounting.ledger import Charge, Entry, Ledger, LedgerError
+from accounting.report.anchor import NotAnchored, find_entry
+from accounting.report.record import Report
+from tests.accounting.report.charged import ADS, RUN, changed, ledger, report_of, run
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Ledger:
+    return ledger(f"sqlite:///{tmp_path / 'budget.db'}")
+
+
+@pytest.fixture
+def entry(book: Ledger) -> Entry:
+    run(book)
+    return run(book)
+
+
+def test_a_ledger_that_went_on_still_bears_an_old_report_out(book: Ledger, entry: Entry) -> None:
+    written = report_of(book, entry)
+    run(book, purpose="another")
+    found = find_entry(written, book.read())
+    assert (found.id, found.epsilon, found.event) == (entry.id, entry.epsilon, mechanisms.to_json(RUN))
+
+
+FORGERIES: dict[str, tuple[Callable[[Report], Report], str]] = {
+    "an entry that is not there": (lambda one: changed(one, "budget", entry="99"), "has no entry 99"),
+    "another run's entry": (lambda one: changed(one, "budget", entry="2", this_run_epsilon=0.5), "charged epsilon"),
+    "a head that is not in the chain": (lambda one: changed(one, "budget", head="0" * 64), "no row of .* has the hash"),
+    "another data set": (lambda one: changed(one, "budget", dataset="clicks"), "has no entry"),
+    "a smaller charge": (lambda one: changed(one, "budget", this_run_epsilon=0.5), "charged epsilon"),
+    "a smaller delta": (lambda one: changed(one, "budget", this_run_delta=1e-9), "charged delta"),
+    "another unit": (lambda one: changed(one, "budget", charged_unit="example"), "charged unit"),
+    "other neighbors": (lambda one: changed(one, "budget", charged_neighbors="replace"), "charged neighbors"),
+    "a smaller claim": (lambda one: changed(one, "guarantee", epsilon=0.5), "the report claims epsilon 0.5"),
+    "another event": (
+        lambda one: changed(one, "mechanism", event={"event": "gaussian", "noise_multiplier": 9.0}),
+        "charged for another event",
+    ),
+    "no entry at all": (lambda one: one.model_copy(update={"budget": None}), "names no entry"),
+}
+
+
+@pytest.mark.parametrize(("forge", "why"), FORGERIES.values(), ids=FORGERIES.keys())
+def test_a_report_that_says_what_the_ledger_does_not_is_refused(
+    book: Ledger, entry: Entry, forge: Callable[[Report], Report], why: str
+) -> None:
+    written = report_of(book, entry)
+    find_entry(written, book.read())
+    with pytest.raises(NotAnchored, match=why) as caught:
+        find_entry(forge(written), book.read())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_entry_later_than_the_head_that_was_noted_is_not_the_runs(book: Ledger, entry: Entry) -> None:
+    early = report_of(book, entry).budget
+    assert early is not None
+    written = changed(report_of(book, run(book)), "budget", head=early.head)
+    with pytest.raises(NotAnchored, match="up to that head"):
+        find_entry(written, book.read())
+
+
+@pytest.mark.parametrize("state", ["reserved", "aborted"])
+def test_a_charge_under_which_no_rows_were_opened_is_no_runs(book: Ledger, state: str) -> None:
+    charge = Charge(event=mechanisms.to_json(RUN), delta=1e-6, unit="user", purpose="train dcn")
+    held = book.reserve(ADS, charge)
+    if state == "aborted":
+        held = book.abort(held)
+    with pytest.raises(NotAnchored, match=f"is {state}: no rows were opened"):
+        find_entry(report_of(book, held), book.read())
+
+
+def test_an_entry_that_was_cut_off_the_ledger_is_missed(book: Ledger, entry: Entry, tmp_path: Path) -> None:
+    written = report_of(book, entry)
+    with closing(sqlite3.connect(tmp_path / "budget.db")) as connection:
+        connection.execute("DROP TRIGGER log_refuses_delete")
+        connection.execute("DELETE FROM log WHERE seq >= ?", (entry.id,))
+        connection.commit()
+    cut = Ledger.open(book.url).read()  # an unbroken chain: it looks like a younger ledger
+    with pytest.raises(NotAnchored, match="no row of .* has the hash"):
+        find_entry(written, cut)
+
+
+def test_a_ledger_that_was_changed_bears_nothing_out(book: Ledger, entry: Entry, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "budget.db")) as connection:
+        connection.execute("DROP TRIGGER log_refuses_update")
+        connection.execute("UPDATE log SET at = '2026-01-01T00:00:00Z' WHERE seq = ?", (entry.id,))
+        connection.commit()
+    with pytest.raises(LedgerError, match=f"is broken at row {entry.id}: its content was changed"):
+        Ledger.open(book.url).read()
