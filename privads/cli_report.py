@@ -7,7 +7,7 @@ import typer
 from click import Context
 from typer.core import TyperGroup
 
-from privads import cli_sign
+from privads import cli_ledger, cli_sign
 
 if TYPE_CHECKING:
     from accounting.report.record import Report
@@ -16,16 +16,16 @@ REPORT = "report.json"
 
 
 class _ShowsARun(TyperGroup):
-    """A group that takes a run folder in the place of a verb: `privads report RUN` is `privads report show RUN`."""
+    """A group that takes a run folder or a ledger in the place of a verb, `show` or `ledger`: `privads report RUN`."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Put in the verb that was left out."""
         if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["show", *args]
+            args = ["ledger" if any(map(cli_ledger.is_ledger, args)) else "show", *args]
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(help="The privacy report of a run.", no_args_is_help=True, cls=_ShowsARun)
+app = typer.Typer(help="The privacy report of a run, or of a whole ledger.", no_args_is_help=True, cls=_ShowsARun)
 
 
 @app.command("show")
@@ -55,6 +55,7 @@ def show(
     typer.echo(forms[form](read_report(run)).removesuffix("\n"))
 
 
+app.command("ledger")(cli_ledger.ledger)
 app.command("key")(cli_sign.key)
 app.command("sign")(cli_sign.sign)
 app.command("verify")(cli_sign.verify)

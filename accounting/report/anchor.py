@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
 
 from accounting.ledger import Entry, Snapshot
 from accounting.report.record import Report
@@ -30,7 +33,7 @@ def find_entry(report: Report, ledger: Snapshot) -> Entry:
             f"no row of {ledger.shown} has the hash {budget.head} that the report noted as its head: the report is "
             "about another ledger, or rows were cut off or rewritten"
         )
-    found = next((one for one in ledger.entries.get(budget.dataset, ()) if str(one.id) == budget.entry), None)
+    found = _entry(ledger.entries.get(budget.dataset, ()), budget.entry)
     if found is None or found.id > noted:
         raise NotAnchored(f"{ledger.shown} has no entry {budget.entry} of data set {budget.dataset!r} up to that head")
     if found.state not in ("opened", "committed"):
@@ -48,6 +51,14 @@ def find_entry(report: Report, ledger: Snapshot) -> Entry:
             raise NotAnchored(f"entry {found.id} of {ledger.shown} was charged {name} {ours}, the report says {theirs}")
     _check_claim(report, found)
     return found
+
+
+def _entry(entries: Sequence[Entry], stated: str) -> Entry | None:
+    """Returns the entry of that number; entries are in the order of theirs."""
+    if not re.fullmatch(r"[0-9]{1,18}", stated):
+        return None
+    place = bisect_left(entries, int(stated), key=lambda one: one.id)
+    return entries[place] if place < len(entries) and str(entries[place].id) == stated else None
 
 
 def _check_claim(report: Report, found: Entry) -> None:

@@ -1,5 +1,6 @@
 """What a ledger bears out of a report, and each thing that it does not."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -14,15 +15,25 @@ from accounting.report.record import Report
 from tests.accounting.report.charged import ADS, RUN, changed, ledger, report_of, run
 
 
-@pytest.fixture
-def book(tmp_path: Path) -> Ledger:
-    return ledger(f"sqlite:///{tmp_path / 'budget.db'}")
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    return ledger(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'budget.db'}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def entry(book: Ledger) -> Entry:
     run(book)
     return run(book)
+
+
+def tampered(book: Ledger, folder: Path, trigger: str, statement: str) -> Ledger:
+    """A copy of the ledger in which a statement was executed behind its back."""
+    shutil.copy(book.url.removeprefix("sqlite:///"), folder / "budget.db")
+    with closing(sqlite3.connect(folder / "budget.db")) as connection:
+        connection.execute(f"DROP TRIGGER log_refuses_{trigger}")
+        connection.execute(statement)
+        connection.commit()
+    return Ledger.open(f"sqlite:///{folder / 'budget.db'}")
 
 
 def test_a_ledger_that_went_on_still_bears_an_old_report_out(book: Ledger, entry: Entry) -> None:
@@ -80,20 +91,13 @@ def test_a_charge_under_which_no_rows_were_opened_is_no_runs(book: Ledger, state
 
 
 def test_an_entry_that_was_cut_off_the_ledger_is_missed(book: Ledger, entry: Entry, tmp_path: Path) -> None:
-    written = report_of(book, entry)
-    with closing(sqlite3.connect(tmp_path / "budget.db")) as connection:
-        connection.execute("DROP TRIGGER log_refuses_delete")
-        connection.execute("DELETE FROM log WHERE seq >= ?", (entry.id,))
-        connection.commit()
-    cut = Ledger.open(book.url).read()  # an unbroken chain: it looks like a younger ledger
+    cut = tampered(book, tmp_path, "delete", f"DELETE FROM log WHERE seq >= {entry.id}")
+    cut.verify()  # an unbroken chain: it looks like a younger ledger
     with pytest.raises(NotAnchored, match="no row of .* has the hash"):
-        find_entry(written, cut)
+        find_entry(report_of(book, entry), cut.read())
 
 
 def test_a_ledger_that_was_changed_bears_nothing_out(book: Ledger, entry: Entry, tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "budget.db")) as connection:
-        connection.execute("DROP TRIGGER log_refuses_update")
-        connection.execute("UPDATE log SET at = '2026-01-01T00:00:00Z' WHERE seq = ?", (entry.id,))
-        connection.commit()
+    late = tampered(book, tmp_path, "update", f"UPDATE log SET at = '2026-01-01T00:00:00Z' WHERE seq = {entry.id}")
     with pytest.raises(LedgerError, match=f"is broken at row {entry.id}: its content was changed"):
-        Ledger.open(book.url).read()
+        late.read()
