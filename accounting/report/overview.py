@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, computed_field
 
 from accounting.budget import Neighbors
 from accounting.ledger import Balance, Entry, Snapshot, State
@@ -100,6 +100,7 @@ class LedgerRun(Record):
         """Whether the charge is neither committed nor aborted; it counts as spent."""
         return self.state in ("reserved", "opened")
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def audit(self) -> Literal["audited", "no audit on record", "no rows were opened"]:
         """Whether there is an audit, where there could be one."""

@@ -60,7 +60,8 @@ def html(report: LedgerReport) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("ledger.html").render(
-        title=title(report),
+        report=report,
+        headline=headline(report),
         read_at=report.read_at.isoformat(sep=" ", timespec="seconds"),
         facts=_facts(report),
         datasets=[
@@ -78,10 +79,17 @@ def html(report: LedgerReport) -> str:
 
 def title(report: LedgerReport) -> str:
     """Returns what the report is about, and the worst of it, in one line."""
+    return f"Ledger {report.ledger}: {headline(report)}"
+
+
+def headline(report: LedgerReport) -> str:
+    """Returns how many runs there are, and how many of them nobody audited."""
     unaudited = sum(len(one.never_audited) for one in report.datasets)
     runs = sum(one.audit != "no rows were opened" for data in report.datasets for one in data.runs)
-    of = f"{_counted(len(report.datasets), 'data set')}, {_counted(runs, 'run')}"
-    return f"Ledger {report.ledger}: {of}, {unaudited} of them without an audit on record"
+    datasets = _counted(len(report.datasets), "data set")
+    if not runs:
+        return f"no runs yet on {datasets}"
+    return f"{_counted(runs, 'run')} on {datasets}, {unaudited:,} of them without an audit on record"
 
 
 def _facts(report: LedgerReport) -> list[tuple[str, str]]:
@@ -102,7 +110,7 @@ def _facts(report: LedgerReport) -> list[tuple[str, str]]:
 def facts(data: DataSet) -> list[tuple[str, str]]:
     """Returns limits, spending and what is left of a data set, and which runs were never audited, as rows."""
     rows = [row for limit in data.limits for row in _limit_rows(data.name, limit)]
-    return [*rows, ("open charges", str(len(data.open))), ("never audited", never_audited(data))]
+    return [*rows, ("open charges", f"{len(data.open):,}"), ("never audited", never_audited(data))]
 
 
 def _limit_rows(dataset: str, limit: Limit) -> Iterable[tuple[str, str]]:
@@ -132,9 +140,9 @@ def never_audited(data: DataSet) -> str:
     if not never:
         return "none of its runs" if runs else "it has no runs"
     named = ", ".join(str(one.entry) for one in never[:NAMED])
-    more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
+    more = f" and {len(never) - NAMED:,} more" if len(never) > NAMED else ""
     which = "entry" if len(never) == 1 else "entries"
-    return f"{len(never)} of {_counted(len(runs), 'run')}: {which} {named}{more}"
+    return f"{len(never):,} of {_counted(len(runs), 'run')}: {which} {named}{more}"
 
 
 def tables(data: DataSet) -> list[Table]:
@@ -144,9 +152,9 @@ def tables(data: DataSet) -> list[Table]:
         ", to the dearest block: parts may add up to more than is spent" if parallel else ""
     )
     return [
-        _spending("Spending by purpose", note, data.by_purpose, data.limits),
+        _spending("purpose", note, data.by_purpose, data.limits),
         _spending(
-            "Spending by month",
+            "month",
             f"{note}; a charge counts in the month, UTC, in which it was reserved",
             data.by_month,
             data.limits,
@@ -168,8 +176,8 @@ def tables(data: DataSet) -> list[Table]:
     ]
 
 
-def _spending(name: str, note: str, groups: Sequence[Group], limits: Sequence[Limit]) -> Table:
-    header = ["", "charges"]
+def _spending(by: str, note: str, groups: Sequence[Group], limits: Sequence[Limit]) -> Table:
+    header = [by, "charges"]
     for limit in limits:
         whose = f"{limit.unit}, {limit.neighbors.replace('-', '/')}"
         header += [f"{limit.measure} ({whose})", *(["delta"] if limit.rule == "basic" else []), "of the limit"]
@@ -178,9 +186,11 @@ def _spending(name: str, note: str, groups: Sequence[Group], limits: Sequence[Li
         row = [group.name, f"{group.charges:,}"]
         for limit, part in zip(limits, group.parts, strict=True):
             delta = [round_up(part.delta)] if limit.rule == "basic" else []
-            row += [round_up(part.loss), *delta, f"{100 * part.share:.1f} %"]
+            row += [round_up(part.loss), *delta, f"{100 * part.share:.3g} %"]
         rows.append(tuple(row))
-    return Table(name, note, tuple(header), tuple(rows), tuple(min(group.parts[0].share, 1.0) for group in groups))
+    return Table(
+        f"Spending by {by}", note, tuple(header), tuple(rows), tuple(min(group.parts[0].share, 1.0) for group in groups)
+    )
 
 
 def _run_row(run: LedgerRun) -> tuple[str, ...]:
