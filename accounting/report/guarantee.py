@@ -43,9 +43,8 @@ class RenyiPoint(Record):
 
 
 class GaussianFit(Record):
-    """The Gaussian mechanism of sensitivity 1 and noise ``1 / mu`` that is easiest to tell from the run's.
-
-    No test tells the run's outputs apart better, up to ``error``: how far its error rates are from the run's at most.
+    """The Gaussian mechanism of sensitivity ``mu`` and noise 1 that is nowhere better than the run's, as far as was
+    looked: a figure to compare runs by, not a promise. ``error``: how far its deltas are above the run's at most.
     """
 
     mu: Amount
@@ -81,6 +80,8 @@ class Guarantee(Record):
     epsilon_without_amplification: AmountOrNone = None
     """The figure without trust in the sampler; None where there is no finite one."""
     profile: tuple[ProfilePoint, ...] = ()
+    curve: tuple[ProfilePoint, ...] = ()
+    """The same for a plot: many deltas, each a bound that is a little looser than one of ``profile``."""
     delta_reason: Text = NOT_STATED
     over_steps: tuple[AfterSteps, ...] = ()
     zcdp_rho: AmountOrNone = None
