@@ -1,5 +1,6 @@
 """The three forms of a ledger's report show the same, whole and escaped."""
 
+import json
 import re
 from html import unescape
 from pathlib import Path
@@ -12,7 +13,9 @@ from accounting.report.overview import LedgerReport
 from tests.accounting.ledger import helpers
 from tests.accounting.report.charged import ADS, ledger, run
 from tests.accounting.report.test_overview import cost, paid, told
+from tests.accounting.report.test_page import DARK, PRINT
 from tests.accounting.report.test_render import HOSTILE, Page
+from tests.browser import draw
 
 FORMS = (pages.text, pages.markdown, pages.html)
 
@@ -67,6 +70,31 @@ def test_the_page_is_whole_loads_nothing_and_escapes_what_others_wrote(made: Led
     assert not {tag for tag, _ in page.tags} & {"script", "img", "link", "iframe"}
     assert "http" not in shown
     assert {dict(attributes)["scope"] for tag, attributes in page.tags if tag == "th"} == {"col", "row"}
+
+
+def test_a_browser_draws_the_page_without_complaint_and_everyone_can_read_it(
+    made: LedgerReport, tmp_path: Path
+) -> None:
+    drawn = draw(pages.html(made), tmp_path)
+    assert (drawn.complaints, drawn.loaded, drawn.overflow) == ([], [], 0)
+    fields = json.loads(made.to_json())
+    assert ("log", f"{fields['rows']} rows, unbroken, head {fields['head']}") in drawn.facts
+    if drawn.violations is None:
+        pytest.skip("axe-core is not there: make axe")
+    assert drawn.violations == []
+
+
+@pytest.mark.slow
+def test_everyone_can_read_it_in_the_dark_in_print_and_on_a_narrow_screen(made: LedgerReport, tmp_path: Path) -> None:
+    source = pages.html(made)
+    for name, (shown, width) in {
+        "dark": (source.replace(DARK, "@media screen"), 1000),
+        "print": (source.replace(PRINT, "@media screen").replace(DARK, "@media print"), 1000),
+        "narrow": (source, 500),
+    }.items():
+        (tmp_path / name).mkdir()
+        drawn = draw(shown, tmp_path / name, width=width)
+        assert (name, drawn.violations or [], drawn.complaints, drawn.overflow) == (name, [], [], 0)
 
 
 def test_the_markdown_tables_keep_their_columns(made: LedgerReport) -> None:
