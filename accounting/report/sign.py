@@ -124,7 +124,7 @@ def verify(folder: Path, *, public_key: Path | None = None) -> tuple[Signature, 
     if stated is not None and key_id(stated) != found.key:
         raise NotVerified("key", f"{folder} was signed by key {found.key}, not by {public_key} ({key_id(stated)})")
     try:
-        (stated or own).verify(bytes.fromhex(found.signature), found.manifest)
+        own.verify(bytes.fromhex(found.signature), found.manifest)
     except InvalidSignature:
         raise NotVerified("signature", f"the list of files in {folder / SIGNATURE} is not what was signed") from None
     _check_files(folder, found.files)
