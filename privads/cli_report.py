@@ -8,6 +8,7 @@ from click import Context
 from typer.core import TyperGroup
 
 from privads import cli_ledger, cli_sign
+from privads.cli_budget import Json, print_json
 
 if TYPE_CHECKING:
     from accounting.report.record import Report
@@ -55,10 +56,28 @@ def show(
     typer.echo(forms[form](read_report(run)).removesuffix("\n"))
 
 
-app.command("ledger")(cli_ledger.ledger)
-app.command("key")(cli_sign.key)
-app.command("sign")(cli_sign.sign)
-app.command("verify")(cli_sign.verify)
+@app.command("diff")
+def diff(
+    first: Annotated[Path, typer.Argument(help="A run folder, or its report.json.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Print what changed from one run's report to another's: the promise, what it rests on, the plan, the metrics."""
+    from accounting.report.compare import differences, in_words, verdict
+
+    before, after = read_report(first), read_report(second)
+    if as_json:
+        runs = {"first": before, "second": after}
+        about = {name: {"run": one.run.id, "headline": one.headline} for name, one in runs.items()}
+        print_json(
+            {
+                **about,
+                "verdict": verdict(before, after),
+                "changes": [one._asdict() for one in differences(before, after)],
+            }
+        )
+        return
+    typer.echo(in_words(before, after))
 
 
 @app.command("schema")
@@ -67,6 +86,12 @@ def schema() -> None:
     from accounting.report.schema import schema_json
 
     typer.echo(schema_json(), nl=False)
+
+
+app.command("ledger")(cli_ledger.ledger)
+app.command("key")(cli_sign.key)
+app.command("sign")(cli_sign.sign)
+app.command("verify")(cli_sign.verify)
 
 
 def read_report(place: Path) -> "Report":

@@ -9,7 +9,7 @@ from typing import Any
 
 from dp_accounting import dp_event
 
-from accounting.accountant import Bounds, epsilon, without_amplification
+from accounting.accountant import Bounds, epsilon, lower_end, without_amplification
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Entry, Ledger
 from accounting.report import record, terms
@@ -82,9 +82,12 @@ def guarantee(
     }  # a part with a delta of its own has no smaller one
     library, _, number = spent.library.partition(" ")
     points = terms.points(event, spent)
+    lower = spent.lower
+    if lower is None and math.isfinite(spent.upper):
+        lower = lower_end(event, delta=budget.delta, neighbors=neighbors)
     return Guarantee(
         epsilon=spent.upper,
-        epsilon_lower=spent.lower,
+        epsilon_lower=None if lower is None else min(lower, spent.upper),
         delta=budget.delta,
         unit=budget.unit,
         unit_columns=() if budget.unit == EXAMPLE else unit_columns,

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from accounting.budget import Neighbors
 from accounting.report.fields import Amount, AmountOrNone, Count, Delta, Positive, Record, Text
-from accounting.report.phrase import NOT_STATED, bound
+from accounting.report.phrase import NOT_STATED, bound, round_down, round_up
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -111,6 +111,12 @@ class Guarantee(Record):
             released=self.released,
             relation=relation,
         )
+
+    def interval(self) -> str | None:
+        """Returns the interval that the mechanism's least epsilon is in, each end rounded outwards; None if unknown."""
+        if self.epsilon_lower is None:
+            return None
+        return f"[{round_down(self.epsilon_lower)}, {round_up(self.epsilon)}]"
 
     def protects(self) -> str:
         """Returns what the figure means, as one plain sentence.

@@ -37,6 +37,10 @@ Status = Literal["enforced", "checked", "asserted", "violated"]
 """How an assumption is known to hold: by construction, by a test on this run, by a person's word; or not."""
 
 
+INTERVAL = "the exact figure is in"
+"""Begins the part of the headline that states the interval of epsilon, where its lower end is known."""
+
+
 class Run(Record):
     """Which run this is, and what is needed to repeat it."""
 
@@ -211,6 +215,10 @@ class Headline(NamedTuple):
     claim: str
     notes: tuple[str, ...]
 
+    def without_interval(self) -> "Headline":
+        """Returns the headline without the interval that the figure is in."""
+        return self._replace(notes=tuple(note for note in self.notes if not note.startswith(INTERVAL)))
+
     def __str__(self) -> str:
         return "".join(f"{warning}: " for warning in self.warnings) + " — ".join((self.claim, *self.notes))
 
@@ -313,7 +321,9 @@ class Report(Record):
             return Headline((), "NOT PRIVATE", ("trained without differential privacy", *about))
         violated, asserted = self.with_status("violated"), self.with_status("asserted")
         warnings = ["VIOLATED"] if violated or self.contradictions else []
-        notes = [f"an audit proves {self.proved(one)}" for one in self.contradictions]
+        within = self.guarantee.interval()
+        notes = [] if within is None else [f"{INTERVAL} {within}"]
+        notes += [f"an audit proves {self.proved(one)}" for one in self.contradictions]
         if violated:
             notes.append(f"does not hold: {_counted(violated, 'violated')}")
         if self.run.insecure_seed is not None:
@@ -352,13 +362,16 @@ class Report(Record):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Returns the report that `to_json` wrote; refuses unknown keys and a headline not its own."""
+        """Returns the report that `to_json` wrote; refuses unknown keys and a headline not its own.
+
+        The headline may be that of privads before it stated intervals.
+        """
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise ValueError("a report is one JSON object")
         stated = fields.pop("headline", None)
         report = cls.model_validate_json(json.dumps(fields), strict=True)
-        if stated != report.headline:
+        if stated not in (report.headline, str(report.headline_parts.without_interval())):
             raise ValueError(f"the headline says {stated!r}, the facts say {report.headline!r}")
         return report
 

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from accounting.report.facts import NEVER_AUDITED, VERDICTS, audit_rows, facts
 from accounting.report.figures import Row, counted, covered, curve, name, scores, shortened, value_scores
 from accounting.report.phrase import NOT_STATED
-from accounting.report.record import Assumption, LedgerBudget, Report, Status
+from accounting.report.record import INTERVAL, Assumption, LedgerBudget, Report, Status
 from accounting.report.scores import TaskMetrics, ValueMetrics
 
 _STATUSES: dict[Status, str] = {  # worst first
@@ -84,6 +84,7 @@ def html(report: Report) -> str:
     return environment.get_template("report.html").render(
         report=report,
         headline=report.headline_parts,
+        interval_note=INTERVAL,
         verdict=VERDICTS[report.verdict],
         protects=protects(report),
         assumptions=assumptions(report),

@@ -72,5 +72,24 @@ def test_a_promise_is_also_stated_over_its_steps_and_in_other_terms() -> None:
     assert [at.steps for at in alone.over_steps] == [1]
 
 
+def test_a_promise_states_a_certified_lower_end_where_there_is_one() -> None:
+    """dp-accounting's PLD of this run is 6.907; nothing is certified of truncated batches."""
+    budget = Budget(epsilon=9.0, delta=1e-6, unit="user")
+    event = mechanisms.dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=10_000)
+    truncated = mechanisms.truncated_dp_sgd(
+        sampling_rate=0.01, noise_multiplier=2.0, steps=1, population=1000, largest_batch=50
+    )
+    found = []
+    for one in (event, truncated):
+        spent = epsilon(one, delta=1e-6)
+        whole = guarantee(
+            lambda _, one=one: one, 1, budget, spent, population=9, owned="one", unit_columns=(), released="model"
+        )
+        found.append(whole.epsilon_lower)
+    assert found[0] is not None
+    assert 6.84 < found[0] < 6.907
+    assert found[1] is None
+
+
 def test_settings_become_plain_json() -> None:
     assert plain({"a": (1, math.inf), "b": {"c": None}, 3: True}) == {"a": [1, "inf"], "b": {"c": None}, "3": True}

@@ -87,6 +87,22 @@ def test_the_headline_is_the_phrase_when_every_assumption_holds() -> None:
     assert report(assumptions=[ENFORCED, CHECKED]).verdict == "private"
 
 
+def test_the_headline_states_the_interval_of_epsilon_rounded_outwards() -> None:
+    made = report(guarantee=guarantee(epsilon_lower=2.9388))
+    assert made.headline == f"{CLAIM} — the exact figure is in [2.93, 2.98]"
+    assert made.verdict == "private"
+
+
+@pytest.mark.parametrize("assumptions", [[ENFORCED], [ASSERTED], [VIOLATED]])
+def test_a_report_from_before_headlines_stated_intervals_is_still_read(assumptions: list[Any]) -> None:
+    made = report(guarantee=guarantee(epsilon_lower=2.9388), assumptions=assumptions)
+    before = report(assumptions=assumptions).headline
+    fields = {**json.loads(made.to_json()), "headline": before}
+    assert Report.from_json(json.dumps(fields)) == made
+    with pytest.raises(ValueError, match="headline"):
+        Report.from_json(json.dumps({**fields, "headline": before.replace("2.98", "2.97")}))
+
+
 def test_an_asserted_assumption_changes_the_headline() -> None:
     made = report(assumptions=[ENFORCED, ASSERTED])
     assert made.headline == f"{CLAIM} — rests on 1 asserted assumption: {ASSERTED.text}"
