@@ -22,6 +22,7 @@ from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models import MODELS
 from privads.promise import guarantee, ledger_budget, this_run
+from privads.training.resume import Resumption
 from privads.training.run import fingerprint, predict, settings_of
 
 RELEASED = "models of all rounds"
@@ -52,6 +53,7 @@ class FederatedRun:
     features: Features | None = None
     ledger: Ledger | None = None
     entry: Entry | None = None
+    resumptions: tuple[Resumption, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -72,10 +74,7 @@ class FederatedRun:
         plan, schema = self.plan, self.schema
         settings = {
             "plan": dataclasses.asdict(plan),
-            "task": {
-                name: getattr(self.task, name)
-                for name in ("local_learning_rate", "local_steps", "rows_per_user", "local_rows")
-            },
+            "task": self.task.settings,
             "silos": self.silos,
         }
         return record.Report(
