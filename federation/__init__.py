@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from federation.plan import FederatedPlan as FederatedPlan
-    from federation.rounds import federate as federate
     from federation.run import FederatedRun as FederatedRun
+    from federation.server import federate as federate
     from federation.task import Task as Task
 
 _NAMES = {
     "FederatedPlan": "federation.plan",
     "FederatedRun": "federation.run",
     "Task": "federation.task",
-    "federate": "federation.rounds",
+    "federate": "federation.server",
 }
 
 __all__ = list(_NAMES)

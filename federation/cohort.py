@@ -125,13 +125,9 @@ class LocalTraining:
     def _found_names(self) -> set[str]:
         return {f"{name}.found" for name in self._tables.values()}
 
-    def nothing(self, weights: Weights) -> UserSums:
-        """Returns the sum over nobody."""
-        return UserSums.nothing(weights, tables=self._tables)
-
     def cohort_sums(self, rows: Rows, draw: Draw, weights: Weights, *, clip_norm: float) -> UserSums:
         """Returns the clipped sum over the users of a draw, in memory for ``users_at_once`` of them."""
-        total = self.nothing(weights)
+        total = self.task.nothing(weights)
         for part in _parts(draw, self.users_at_once):
             batch = rows.take(part.row_numbers)
             updates = self.updates(batch, torch.from_numpy(part.owners), part.units, weights)

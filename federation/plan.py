@@ -188,6 +188,10 @@ class FederatedPlan:
             return mechanisms.non_private()
         return _event_of(self, self.noise_multiplier, self.count_noise_multiplier, rounds)
 
+    def event_of_rest(self, rounds_done: int) -> dp_event.DpEvent:
+        """Returns what the rounds after the first ``rounds_done`` execute."""
+        return self.event_after(self.rounds - rounds_done)
+
     @property
     def spent(self) -> Bounds:
         """Bounds on the epsilon of the whole run, at the budget's delta."""

@@ -1,12 +1,23 @@
-"""Registered users, in one silo or several: who joins a round, and how often they did."""
+"""Registered users, in one silo or several: who joins a round, how often they did, and what their silo adds up."""
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from federation.cohort import LocalTraining
 from federation.plan import FederatedPlan
+from federation.sums import UserSums
+from federation.task import Task
 from privads.batch import Rows
+from privads.logs.schema import Schema
+from privads.noise import Randomness
 from privads.training.sampling import Draw, Numbers, PoissonSampler
+from privads.training.working import CheckpointError
 
 Population = Rows | Sequence[Rows]
 """The rows of all users, or those of each silo; a user is a unit of them."""
@@ -25,6 +36,13 @@ def silos_of(population: Population) -> tuple[Rows, ...]:
     return silos
 
 
+def randomness_of(silo: int, *, insecure_seed: int | None, secure: bool = False) -> Randomness:
+    """Returns the randomness of a silo, its own; from a seed the same wherever the silo is."""
+    if insecure_seed is None:
+        return Randomness(secure=secure)
+    return Randomness(insecure_seed=int(np.random.SeedSequence([insecure_seed, silo]).generate_state(1)[0]))
+
+
 class Silo:
     """The users of one silo, who join every round independently with the plan's sampling rate.
 
@@ -32,21 +50,24 @@ class Silo:
     limits how often a user sends an update, one who did so that often is left out of what is drawn.
     """
 
-    def __init__(self, rows: Rows, plan: FederatedPlan, *, rows_per_user: int, generator: np.random.Generator) -> None:
-        self.rows, self._units, self._most = rows, rows.units, plan.participations
+    def __init__(self, rows: Rows, plan: FederatedPlan, *, rows_per_user: int, randomness: Randomness) -> None:
+        self.rows, self.plan, self._units, self._randomness = rows, plan, rows.units, randomness
         self._sampler = PoissonSampler(
-            self._units, sampling_rate=plan.sampling_rate, rows_per_unit=rows_per_user, generator=generator
+            self._units,
+            sampling_rate=plan.sampling_rate,
+            rows_per_unit=rows_per_user,
+            generator=randomness.generator,
         )
         users = int(self._units.max()) + 1 if len(self._units) else 0
         self.sent: Numbers = np.zeros(users, dtype=np.int64)  # by each user so far
 
     def draw(self) -> Draw:
         """Returns who takes part in a round, with their rows."""
-        drawn = self._sampler.draw()
+        drawn, most = self._sampler.draw(), self.plan.participations
         users = np.zeros(drawn.units, dtype=np.int64)
         users[drawn.owners] = self._units[drawn.row_numbers]  # every unit of the rows has one
-        if self._most is not None:
-            may = self.sent[users] < self._most
+        if most is not None:
+            may = self.sent[users] < most
             kept = may[drawn.owners]
             number = np.cumsum(may) - 1
             drawn = Draw(
@@ -58,3 +79,98 @@ class Silo:
             users = users[may]
         self.sent[users] += 1
         return drawn
+
+    def sums(self, local: LocalTraining, weights: Mapping[str, Tensor], *, clip_norm: float) -> UserSums:
+        """Returns the sum over a fresh cohort of its users' clipped updates.
+
+        Under mechanism "local" each user adds N(0, (noise_multiplier clip_norm)^2) to every number of every table; n
+        such noises are one of sqrt(n) times the size.
+        """
+        drawn = self.draw()
+        with _fresh_dropout(self._randomness):
+            found = local.cohort_sums(self.rows, drawn, weights, clip_norm=clip_norm)
+        if self.plan.mechanism == "central":
+            return found
+        return found.noised(self.plan.noise_multiplier * clip_norm * math.sqrt(found.users), self._randomness)
+
+    def restore(self, sent: Tensor) -> None:
+        """Go on from how often each user had sent an update."""
+        if len(sent) != len(self.sent):
+            raise CheckpointError("a silo's log is not the one that the run was on: start a new run")
+        self.sent = sent.numpy().copy()
+
+
+class Members:
+    """The silos of a population, all in this process: `federation.server.Parties`."""
+
+    def __init__(self, population: Population) -> None:
+        self._rows = silos_of(population)
+        self._silos: list[Silo] = []
+        self._local: LocalTraining | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """Of all silos."""
+        return self._rows[0].schema
+
+    @property
+    def silos(self) -> int:
+        """How many there are."""
+        return len(self._rows)
+
+    @property
+    def split(self) -> str:
+        """Which rows are trained on, in words."""
+        return "; ".join(getattr(one, "split_text", "all rows") for one in self._rows)
+
+    @property
+    def features(self) -> Any:
+        """The fitted transforms by which the rows are read, if any."""
+        return getattr(self._rows[0], "features", None)
+
+    def check(self) -> None:
+        """Refuse files that are missing and columns that do not fit; reads no row."""
+        for one in self._rows:
+            one.check()
+
+    def open(self, task: Task, plan: FederatedPlan, *, insecure_seed: int | None, secure: bool) -> None:
+        """Read whose the rows are."""
+        self._local = LocalTraining(task, self.schema)
+        self._silos = [
+            Silo(
+                rows,
+                plan,
+                rows_per_user=task.rows_per_user,
+                randomness=randomness_of(number, insecure_seed=insecure_seed, secure=secure),
+            )
+            for number, rows in enumerate(self._rows)
+        ]
+
+    def sums(self, number: int, weights: Mapping[str, Tensor], *, clip_norm: float) -> Iterator[UserSums]:
+        """Yields the clipped sum of each silo for round ``number``."""
+        if self._local is None:
+            raise RuntimeError("open comes first")
+        for silo in self._silos:
+            yield silo.sums(self._local, weights, clip_norm=clip_norm)
+
+    def standing(self) -> dict[str, Any]:
+        """Returns what a resume needs to know: how often each user of a silo has sent an update."""
+        return {"sent": [torch.from_numpy(one.sent) for one in self._silos]}
+
+    def restore(self, standing: Mapping[str, Any]) -> None:
+        """Go on from what `standing` was, after `open`."""
+        if len(standing["sent"]) != len(self._silos):
+            raise CheckpointError("the checkpoint is of a run with another number of silos: give the same")
+        for silo, sent in zip(self._silos, standing["sent"], strict=True):
+            silo.restore(sent)
+
+
+@contextlib.contextmanager
+def _fresh_dropout(randomness: Randomness) -> Iterator[None]:
+    """Dropout draws from torch's own generator: a seed that others know would undo what sampling hides."""
+    before = torch.random.get_rng_state()
+    torch.manual_seed(int(randomness.generator.integers(2**62)))
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(before)

@@ -26,6 +26,7 @@ from privads.logs.schema import Schema
 from privads.models import MODELS
 from privads.promise import guarantee, ledger_budget, this_run
 from privads.stated import SIDE_CHANNELS
+from privads.training.resume import Resumption
 from privads.training.run import fingerprint, predict, settings_of
 
 RELEASED = "models of all rounds"
@@ -56,6 +57,7 @@ class FederatedRun:
     features: Features | None = None
     ledger: Ledger | None = None
     entry: Entry | None = None
+    resumptions: tuple[Resumption, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -76,10 +78,7 @@ class FederatedRun:
         plan, schema = self.plan, self.schema
         settings = {
             "plan": dataclasses.asdict(plan),
-            "task": {
-                name: getattr(self.task, name)
-                for name in ("local_learning_rate", "local_steps", "rows_per_user", "local_rows")
-            },
+            "task": self.task.settings,
             "silos": self.silos,
         }
         return record.Report(

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from privads.noise import Randomness
 from privads.training.tables import SparseSum
 
 
@@ -48,6 +49,15 @@ class UserSums:
             dense={name: one + other.dense[name] for name, one in self.dense.items()},
             tables={name: one + other.tables[name] for name, one in self.tables.items()},
         )
+
+    def noised(self, noise_std: float, randomness: Randomness) -> "UserSums":
+        """Returns the sums with N(0, noise_std^2) on every number of every parameter, and so without sparse tables."""
+        names = [*self.dense, *self.tables]
+        noised = {}
+        for name in names:
+            whole = self.of(name)
+            noised[name] = whole + randomness.normal_like(whole, noise_std=noise_std) if noise_std else whole
+        return UserSums(users=self.users, within=self.within, dense=noised, tables={})
 
     def of(self, name: str) -> Tensor:
         """Returns the sum of one parameter as a whole tensor."""

@@ -1,17 +1,22 @@
 """`Task`: what a user trains, on which of their rows and for how long; one value for every backend."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 
+from federation.sums import UserSums
 from privads.logs.schema import Schema
 from privads.models import losses
 from privads.models.layers import FusedTable
 from privads.training.clipping import UnsupportedModel
 from privads.training.probe import Loss
+
+_NUMBERS = ("local_learning_rate", "local_steps", "rows_per_user", "local_rows")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,6 +51,16 @@ class Task:
         if not 0 < self.local_learning_rate < math.inf:
             raise ValueError(f"local_learning_rate must be positive, got {self.local_learning_rate}")
         check_model(self.model)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The numbers of the local training, for reports, checkpoints and parties that must agree on them."""
+        return {name: getattr(self, name) for name in _NUMBERS}
+
+    def nothing(self, weights: Mapping[str, Tensor], *, sparse: bool = True) -> UserSums:
+        """Returns the sum over nobody. sparse: with the rows of tables that users touched, not with whole tables."""
+        tables = [f"{name}.weight" for name in tables_of(self.model)] if sparse else []
+        return UserSums.nothing(weights, tables=[name for name in tables if name in weights])
 
     def loss_for(self, schema: Schema) -> Loss:
         """Returns the task's own loss, or that of the schema's labels."""

@@ -269,7 +269,14 @@ class PrivateEngine:
             return None
         dataset = self.rows.schema.dataset
         entry, resumption = resume.paid_for(
-            self.ledger, dataset, standing, self.plan, shown=shown, purpose=self.purpose
+            self.ledger,
+            dataset,
+            self.plan,
+            entry=standing.entry,
+            lease=standing.lease,
+            step=standing.steps_done,
+            shown=shown,
+            purpose=self.purpose,
         )
         self._run_entry, self._resumptions = standing.entry, (*standing.resumptions, resumption)
         return entry

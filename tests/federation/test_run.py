@@ -13,8 +13,8 @@ from accounting.budget import Budget
 from accounting.ledger import Ledger
 from accounting.report.record import Report
 from accounting.report.render import html, markdown
-from federation.rounds import federate
 from federation.run import FederatedRun
+from federation.server import federate
 from federation.task import Task
 from privads.batch import Batch
 from privads.logs.logs import Logs
