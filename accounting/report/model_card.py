@@ -3,9 +3,10 @@
 The claim never stands without its terms, what it rests on and what it leaves out; the whole is in the report.
 """
 
+from accounting.report.marks import escaped, table
 from accounting.report.phrase import NOT_STATED
 from accounting.report.record import Report
-from accounting.report.render import _md, _md_table, protects
+from accounting.report.render import protects
 from accounting.report.summary import budget_left
 
 
@@ -13,15 +14,15 @@ def model_card(report: Report) -> str:
     """Returns the section `## Privacy` of the card of a run's model."""
     parts = [
         "## Privacy",
-        f"**{_md(report.headline)}**",
-        _md(protects(report)),
-        _md_table(("", ""), _rows(report)),
+        f"**{escaped(report.headline)}**",
+        escaped(protects(report)),
+        table(("", ""), _rows(report)),
     ]
-    parts += ["Not covered by epsilon:", "\n".join(f"- {_md(one)}" for one in report.not_covered) or NOT_STATED]
+    parts += ["Not covered by epsilon:", "\n".join(f"- {escaped(one)}" for one in report.not_covered) or NOT_STATED]
     doubtful = [one for one in report.assumptions if one.status in ("violated", "asserted")]
     if doubtful:
         rows = [(one.status, one.text, one.by) for one in sorted(doubtful, key=lambda one: one.status, reverse=True)]
-        parts += ["What neither code nor a test bears out:", _md_table(("status", "assumption", "by"), rows)]
+        parts += ["What neither code nor a test bears out:", table(("status", "assumption", "by"), rows)]
     return "\n\n".join(parts) + "\n"
 
 

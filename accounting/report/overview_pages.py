@@ -6,9 +6,10 @@ All three show the same tables in the same order. HTML needs jinja2, the extra `
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from accounting.report import marks
 from accounting.report.overview import DataSet, Group, LedgerReport, LedgerRun, Limit
+from accounting.report.page import page
 from accounting.report.phrase import bound, round_up
-from accounting.report.render import MissingExtra, _md, _md_table
 
 NAMED = 20
 """How many charges a sentence names, before it only counts the rest."""
@@ -37,44 +38,35 @@ def text(report: LedgerReport) -> str:
 
 def markdown(report: LedgerReport) -> str:
     """Returns the report as GitHub-flavored Markdown."""
-    parts = [f"# {_md(title(report))}", _md_table(("", ""), _facts(report))]
+    parts = [f"# {marks.escaped(title(report))}", marks.table(("", ""), _facts(report))]
     for one in report.datasets:
-        parts += [f"## Data set {_md(one.name)}", _md_table(("", ""), facts(one))]
+        parts += [f"## Data set {marks.escaped(one.name)}", marks.table(("", ""), facts(one))]
         for table in tables(one):
-            parts += [f"### {table.title}", *([_md(table.note)] if table.note else [])]
-            parts.append(_md_table(table.header, table.rows) if table.rows else "none")
+            parts += [f"### {table.title}", *([marks.escaped(table.note)] if table.note else [])]
+            parts.append(marks.table(table.header, table.rows) if table.rows else "none")
     return "\n\n".join(parts) + "\n"
 
 
 def html(report: LedgerReport) -> str:
     """Returns the report as one HTML file: no scripts, nothing loaded from elsewhere, every value escaped."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtra('a report in HTML needs jinja2: pip install "privads[report]"') from error
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("accounting.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("ledger.html").render(
-        report=report,
-        headline=headline(report),
-        read_at=report.read_at.isoformat(sep=" ", timespec="seconds"),
-        facts=_facts(report),
-        datasets=[
-            {
-                "name": one.name,
-                "facts": facts(one),
-                "tables": tables(one),
-                "bars": [_bar(limit) for limit in one.limits],
-                "never": never_audited(one),
-            }
-            for one in report.datasets
-        ],
-    )
+    datasets = [
+        {
+            "name": one.name,
+            "facts": facts(one),
+            "tables": tables(one),
+            "bars": [_bar(limit) for limit in one.limits],
+            "never": never_audited(one),
+        }
+        for one in report.datasets
+    ]
+    values = {
+        "report": report,
+        "headline": headline(report),
+        "read_at": report.read_at.isoformat(sep=" ", timespec="seconds"),
+        "facts": _facts(report),
+        "datasets": datasets,
+    }
+    return page("ledger.html", values)
 
 
 def title(report: LedgerReport) -> str:

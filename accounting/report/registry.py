@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from accounting.report.guarantee import Guarantee
+from accounting.report.page import MissingExtra
 from accounting.report.phrase import NOT_STATED
 from accounting.report.record import Report
-from accounting.report.render import MissingExtra
 from accounting.report.setting import Product, Setting
 
 TYPES = (

@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from accounting.report.page import MissingExtra
 from accounting.report.record import Report
-from accounting.report.render import MissingExtra, html
+from accounting.report.render import html
 from privads.config import ConfigError, parse_model
 from privads.evaluation.calibrate import Calibration
 from privads.features.pipeline import Features

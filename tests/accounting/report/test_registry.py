@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from accounting.report.page import MissingExtra
 from accounting.report.record import Report
 from accounting.report.registry import registry_entry, registry_yaml
-from accounting.report.render import MissingExtra
 from accounting.report.setting import Product, Setting
 from tests.accounting.report.sample import (
     ASSERTED,
