@@ -101,13 +101,13 @@ def _verified(run: Path, public_key: Path | None, ledger: str | None) -> dict[st
 
 def _in_ledger(report: "Report", url: str) -> dict[str, Any]:
     from accounting.ledger import Ledger, LedgerError
-    from accounting.report.anchor import NotAnchored, find_entry
+    from accounting.report.anchor import NotAnchored, find_entries
     from accounting.report.sign import NotVerified
 
     book = Ledger.open(url)  # one that is not there is bad input
     try:
         whole = book.read()
-        entry = find_entry(report, whole)
+        entry = find_entries(report, whole)[0]
     except (LedgerError, NotAnchored) as error:
         raise NotVerified("ledger", str(error)) from None
     head = "" if report.budget is None else report.budget.head

@@ -18,7 +18,7 @@ from accounting.ledger import Balance, Entry, Snapshot, State
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, at_least
 from accounting.ledger.blocks import Block
 from accounting.ledger.columns import MEASURES, Account, Column, Rule, Spent
-from accounting.report.anchor import NotAnchored, find_entry
+from accounting.report.anchor import NotAnchored, find_entries
 from accounting.report.fields import Amount, Count, Delta, Positive, Record, Sha256, Time
 from accounting.report.reading import REPORT, read_report
 from accounting.report.record import Report
@@ -179,11 +179,12 @@ def find_reports(folder: Path, ledger: Snapshot) -> Reports:
             found.others += 1
             continue
         try:
-            entry = find_entry(report, ledger)
+            entries = find_entries(report, ledger)
         except NotAnchored as error:
             found.refused.append(f"{file}: {error}")
             continue
-        found.of.setdefault((entry.dataset, entry.id), []).append((file, report))
+        for entry in entries:
+            found.of.setdefault((entry.dataset, entry.id), []).append((file, report))
     return found
 
 

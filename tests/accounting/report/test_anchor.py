@@ -1,5 +1,6 @@
 """What a ledger bears out of a report, and each thing that it does not."""
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -10,8 +11,9 @@ import pytest
 
 from accounting import mechanisms
 from accounting.ledger import Charge, Entry, Ledger, LedgerError
-from accounting.report.anchor import NotAnchored, find_entry
+from accounting.report.anchor import NotAnchored, executed_again, find_entries
 from accounting.report.record import Report
+from tests.accounting.report import sample
 from tests.accounting.report.charged import ADS, RUN, changed, ledger, report_of, run
 
 
@@ -39,7 +41,7 @@ def tampered(book: Ledger, folder: Path, trigger: str, statement: str) -> Ledger
 def test_a_ledger_that_went_on_still_bears_an_old_report_out(book: Ledger, entry: Entry) -> None:
     written = report_of(book, entry)
     run(book, purpose="another")
-    found = find_entry(written, book.read())
+    (found,) = find_entries(written, book.read())
     assert (found.id, found.epsilon, found.event) == (entry.id, entry.epsilon, mechanisms.to_json(RUN))
 
 
@@ -66,9 +68,9 @@ def test_a_report_that_says_what_the_ledger_does_not_is_refused(
     book: Ledger, entry: Entry, forge: Callable[[Report], Report], why: str
 ) -> None:
     written = report_of(book, entry)
-    find_entry(written, book.read())
+    find_entries(written, book.read())
     with pytest.raises(NotAnchored, match=why) as caught:
-        find_entry(forge(written), book.read())
+        find_entries(forge(written), book.read())
     assert "\n" not in str(caught.value)
 
 
@@ -77,7 +79,7 @@ def test_an_entry_later_than_the_head_that_was_noted_is_not_the_runs(book: Ledge
     assert early is not None
     written = changed(report_of(book, run(book)), "budget", head=early.head)
     with pytest.raises(NotAnchored, match="up to that head"):
-        find_entry(written, book.read())
+        find_entries(written, book.read())
 
 
 @pytest.mark.parametrize("state", ["reserved", "aborted"])
@@ -87,14 +89,41 @@ def test_a_charge_under_which_no_rows_were_opened_is_no_runs(book: Ledger, state
     if state == "aborted":
         held = book.abort(held)
     with pytest.raises(NotAnchored, match=f"is {state}: no rows were opened"):
-        find_entry(report_of(book, held), book.read())
+        find_entries(report_of(book, held), book.read())
+
+
+@pytest.fixture
+def went_on(book: Ledger) -> tuple[Report, Entry, Entry]:
+    """The report of a run whose last steps were executed and charged twice, with both charges."""
+    event = mechanisms.to_json(RUN)
+    whole = book.open_rows(book.reserve(ADS, Charge(event=event, delta=1e-6, unit="user", purpose="train dcn")))
+    purpose = executed_again("train dcn", first=31, last=40, entry=whole.id)
+    rest = mechanisms.to_json(mechanisms.approximate_dp(epsilon=0.5, delta=1e-6))
+    again = book.reserve(ADS, Charge(event=rest, delta=1e-6, unit="user", purpose=purpose))
+    again = book.commit(book.open_rows(again))
+    written = report_of(book, again)
+    mechanism = written.mechanism.model_copy(update={"event": json.loads(event)})
+    return written.model_copy(update={"mechanism": mechanism, "guarantee": sample.guarantee(epsilon=1.5)}), whole, again
+
+
+def test_a_run_that_went_on_is_paid_for_by_two_entries(book: Ledger, went_on: tuple[Report, Entry, Entry]) -> None:
+    written, whole, again = went_on
+    found = find_entries(written, book.read())
+    assert [one.id for one in found] == [again.id, whole.id]
+    for forged, why in (
+        (changed(written, "guarantee", epsilon=0.5), "the report claims epsilon 0.5"),
+        (changed(written, "mechanism", event=json.loads(again.event)), "charged for another event"),
+        (changed(written, "budget", this_run_epsilon=1.5), "charged epsilon 0.5"),
+    ):
+        with pytest.raises(NotAnchored, match=why):
+            find_entries(forged, book.read())
 
 
 def test_an_entry_that_was_cut_off_the_ledger_is_missed(book: Ledger, entry: Entry, tmp_path: Path) -> None:
     cut = tampered(book, tmp_path, "delete", f"DELETE FROM log WHERE seq >= {entry.id}")
     cut.verify()  # an unbroken chain: it looks like a younger ledger
     with pytest.raises(NotAnchored, match="no row of .* has the hash"):
-        find_entry(report_of(book, entry), cut.read())
+        find_entries(report_of(book, entry), cut.read())
 
 
 def test_a_ledger_that_was_changed_bears_nothing_out(book: Ledger, entry: Entry, tmp_path: Path) -> None:
