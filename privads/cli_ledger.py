@@ -17,6 +17,10 @@ def ledger(
         Path | None,
         typer.Option(help="A folder with run folders, somewhere below: whose reports tell who was audited."),
     ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option("--public-key", help="Believe reports only if their run folder was signed with this key's pair."),
+    ] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Report this data set only; may be repeated.")] = None,
     form: Annotated[str, typer.Option("--format", help="text, markdown or html.")] = "text",
     as_json: Json = False,
@@ -37,8 +41,10 @@ def ledger(
         raise ConfigError(f"--format must be one of {', '.join(forms)}, got {form!r}")
     if as_json and form != "text":
         raise ConfigError(f"--json and --format {form} both ask for standard output: leave one out")
+    if public_key is not None and runs is None:
+        raise ConfigError("--public-key is for the reports that --runs FOLDER finds: give both")
     whole = Ledger.open(url_of(ledger)).read()
-    found = Reports() if runs is None else find_reports(runs, whole)
+    found = Reports() if runs is None else find_reports(runs, whole, public_key=public_key)
     made = overview(whole, found, read_at=datetime.now(UTC), only=dataset or ())
     typer.echo(made.to_json() if as_json else forms[form](made), nl=False)
 

@@ -22,6 +22,7 @@ from accounting.report.anchor import NotAnchored, find_entries
 from accounting.report.fields import Amount, Count, Delta, Positive, Record, Sha256, Time
 from accounting.report.reading import REPORT, read_report
 from accounting.report.record import Report
+from accounting.report.sign import NotVerified, verify
 
 Line = Annotated[
     str, AfterValidator(lambda text: "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text))
@@ -133,7 +134,7 @@ class DataSet(Record):
 class LedgerReport(Record):
     """The report of a ledger. ``others``: reports of other ledgers or of none that were found beside its own.
 
-    ``refused``: why reports that name this ledger's head are not borne out by it. ``unread``: why others were not read.
+    ``refused``: why reports that name this ledger's head were not believed. ``unread``: why others were not read.
     """
 
     report_version: Literal["1"] = "1"
@@ -164,8 +165,12 @@ class Reports:
     unread: list[str] = field(default_factory=list)
 
 
-def find_reports(folder: Path, ledger: Snapshot) -> Reports:
-    """Returns the reports in ``folder`` and all folders below it."""
+def find_reports(folder: Path, ledger: Snapshot, *, public_key: Path | None = None) -> Reports:
+    """Returns the reports in ``folder`` and all folders below it.
+
+    public_key: reports of this ledger whose folder was not signed with it, or was changed since, are refused. Without
+    one a report is believed as it is, its audits too.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of runs")
     found = Reports(str(folder))
@@ -180,7 +185,9 @@ def find_reports(folder: Path, ledger: Snapshot) -> Reports:
             continue
         try:
             entries = find_entries(report, ledger)
-        except NotAnchored as error:
+            if public_key is not None:
+                verify(file.parent, public_key=public_key)
+        except (NotAnchored, NotVerified) as error:
             found.refused.append(f"{file}: {error}")
             continue
         for entry in entries:

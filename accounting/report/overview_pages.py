@@ -95,7 +95,7 @@ def _facts(report: LedgerReport) -> list[tuple[str, str]]:
     rows.append(
         ("reports", f"{found} of these runs in {report.runs_folder}, {report.others} of other ledgers or of none")
     )
-    rows += [("not borne out by the ledger", one) for one in report.refused]
+    rows += [("not believed", one) for one in report.refused]
     return [*rows, *(("not read", one) for one in report.unread)]
 
 

@@ -79,6 +79,7 @@ def test_what_is_no_ledger_is_refused_in_one_line(folder: Path) -> None:
     )
     refused(privads(folder, "report", "budget.db", "--json", "--format", "html"), 2, "leave one out")
     refused(privads(folder, "report", "budget.db", "--runs", "nowhere"), 2, "nowhere is not a folder of runs")
+    refused(privads(folder, "report", "budget.db", "--public-key", "key.pub.pem"), 2, "give both")
     refused(privads(folder, "report", "budget.db", "--dataset", "sales"), 2, "has no data set 'sales'")
 
 

@@ -16,6 +16,7 @@ from accounting.ledger import Charge, Entry, Ledger
 from accounting.ledger import store as log
 from accounting.report.overview import DataSet, Group, LedgerReport, Reports, find_reports, overview
 from accounting.report.record import Report
+from accounting.report.sign import make_key, sign
 from tests.accounting.ledger import helpers
 from tests.accounting.report import sample
 from tests.accounting.report.charged import ADS, changed, ledger, report_of, run
@@ -190,6 +191,27 @@ class TestAudits:
         (why,) = found.refused
         assert "forged/report.json: entry" in why
         assert "charged epsilon 1.5, the report says 0.5" in why
+
+    def test_with_a_public_key_only_signed_reports_are_believed(
+        self, book: Ledger, entries: list[Entry], tmp_path: Path
+    ) -> None:
+        runs = tmp_path / "runs"
+        for name, entry in zip(("signed", "changed", "unsigned"), entries, strict=True):
+            saved(runs, name, report_of(book, entry))
+        make_key(tmp_path / "key.pem")
+        for name in ("signed", "changed"):
+            sign(runs / name, tmp_path / "key.pem")
+        audited = report_of(book, entries[1], audit=[sample.audit()])
+        (runs / "changed/report.json").write_text(audited.to_json(), encoding="utf-8")
+        whole = book.read()
+        assert len(find_reports(runs, whole).of) == 3
+        found = find_reports(runs, whole, public_key=tmp_path / "key.pub.pem")
+        assert list(found.of) == [(ADS, entries[0].id)]
+        first, second = found.refused
+        assert first.endswith("changed/report.json was changed after it was signed")
+        assert "unsigned is not signed" in second
+        make_key(tmp_path / "other.pem")
+        assert find_reports(runs, whole, public_key=tmp_path / "other.pub.pem").of == {}
 
     def test_a_file_that_is_no_report_is_named_and_stops_nothing(
         self, book: Ledger, entries: list[Entry], tmp_path: Path
