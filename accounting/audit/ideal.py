@@ -6,11 +6,14 @@ delta 0; there the number is a bit, right with probability ``exp(epsilon) / (1 +
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
+import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtr, ndtri
 
+from accounting.audit.record import Floats
 from accounting.methods import gaussian_delta, gaussian_epsilon
 
 _MOST_MU = 100.0
@@ -63,14 +66,30 @@ def epsilon_of_precision(right: float, delta: float, share: float) -> float:
     return epsilon_of_mu(_mu_of_precision(right, share), delta)
 
 
-def hits(epsilon: float, delta: float, false_alarms: float) -> float:
-    """Returns the share of included canaries that are found where ``false_alarms`` of the others are called included.
+def hits(epsilon: float, delta: float, false_alarms: Floats) -> Floats:
+    """Returns the shares of included canaries that are found if these shares of the others are called included.
 
     ``Phi(Phi^-1(a) + mu)``; for delta 0, ``min(exp(epsilon) a, 1 - exp(-epsilon) (1 - a))``.
     """
     if delta == 0:
-        return min(math.exp(min(epsilon, 700.0)) * false_alarms, 1 - math.exp(-epsilon) * (1 - false_alarms))
-    return float(ndtr(ndtri(false_alarms) + gaussian_mu(epsilon, delta)))
+        return np.minimum(math.exp(min(epsilon, 700.0)) * false_alarms, 1 - math.exp(-epsilon) * (1 - false_alarms))
+    return np.asarray(ndtr(ndtri(false_alarms) + gaussian_mu(epsilon, delta)))
+
+
+def least_detected(detected: Callable[[float], bool], claimed: float) -> float:
+    """Returns the least true epsilon above ``claimed`` that is detected, to one in a thousand; infinite where none is.
+
+    None is looked for beyond 1,000 times the claim. ``detected`` must be true from some epsilon on.
+    """
+    low, high = claimed, 2 * claimed
+    while not detected(high):
+        low, high = high, 2 * high
+        if low > 1000 * claimed:
+            return math.inf
+    while high - low > 1e-3 * low:
+        middle = (low + high) / 2
+        low, high = (low, middle) if detected(middle) else (middle, high)
+    return high
 
 
 def _mu_of_precision(right: float, share: float) -> float:
