@@ -76,6 +76,14 @@ def hits(epsilon: float, delta: float, false_alarms: Floats) -> Floats:
     return np.asarray(ndtr(ndtri(false_alarms) + gaussian_mu(epsilon, delta)))
 
 
+def scores(rng: np.random.Generator, included: int, others: int, epsilon: float, delta: float) -> tuple[Floats, Floats]:
+    """Returns draws of the numbers of so many included canaries, and of so many others."""
+    if delta == 0:
+        right = float(expit(epsilon))
+        return (rng.random(included) < right).astype(float), (rng.random(others) >= right).astype(float)
+    return rng.normal(gaussian_mu(epsilon, delta), size=included), rng.normal(size=others)
+
+
 def least_detected(detected: Callable[[float], bool], claimed: float) -> float:
     """Returns the least true epsilon above ``claimed`` that is detected, to one in a thousand; infinite where none is.
 

@@ -8,6 +8,7 @@ one run disturb each other and belong to `accounting.audit.one_run`.
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +18,8 @@ from accounting.audit import ideal
 from accounting.audit.binomials import least, most, ratio
 from accounting.audit.record import DETECTED, Audit, Floats, as_scores, check_claim
 
+_SEED = 2026
+_GAMES = 101
 _QUANTILES = (np.arange(64) + 0.5) / 64
 
 
@@ -47,32 +50,41 @@ def many_runs(
     check_claim(claimed_epsilon, delta, significance)
     with_it, without_it = as_scores("scores_in", scores_in), as_scores("scores_out", scores_out)
     power, ceiling, detectable = _outlook(with_it.size, without_it.size, claimed_epsilon, delta, significance)
-    above = _beyond(with_it, without_it)
-    below = _beyond(-without_it, -with_it)
-    share = significance / (2 * (above.size + below.size))
-    bounds = np.concatenate(
-        (
-            _bounds(above, with_it.size, without_it.size, delta, share),
-            _bounds(below, without_it.size, with_it.size, delta, share),
-        )
-    )
-    best = int(np.argmax(bounds))
-    correct = int(np.concatenate((above, below))[best])
-    wrong = int(np.concatenate((_beyond(without_it, without_it), _beyond(-with_it, -with_it)))[best])
+    found = _best(with_it, without_it, delta, significance)
     return Audit(
         method="Clopper-Pearson",
         claimed_epsilon=claimed_epsilon,
         delta=delta,
         significance=significance,
-        lower=max(0.0, float(bounds[best])),
+        lower=found.lower,
         kind="bound",
         canaries=with_it.size + without_it.size,
-        guesses=correct + wrong,
-        correct=correct,
+        guesses=found.right + found.wrong,
+        correct=found.right,
         power=power,
         ceiling=ceiling,
         detectable=detectable,
     )
+
+
+class _Found(NamedTuple):
+    """The best bound, and the runs beyond its threshold that belong there and that do not."""
+
+    lower: float
+    right: int
+    wrong: int
+
+
+def _best(with_it: Floats, without_it: Floats, delta: float, significance: float) -> _Found:
+    sides = (with_it, without_it), (-without_it, -with_it)
+    share = significance / (2 * sum(_ranks(far.size).size for _, far in sides))
+    found = []
+    for near, far in sides:
+        right, wrong = _beyond(near, far), _beyond(far, far)
+        bounds = _bounds(right, near.size, far.size, delta, share)
+        best = int(np.argmax(bounds))
+        found.append(_Found(max(0.0, float(bounds[best])), int(right[best]), int(wrong[best])))
+    return max(found)
 
 
 def _ranks(size: int) -> Floats:
@@ -93,28 +105,29 @@ def _bounds(counts: Floats, near: int, far: int, delta: float, share: float) -> 
 def _outlook(
     runs_in: int, runs_out: int, epsilon: float, delta: float, significance: float
 ) -> tuple[float, float, float]:
-    """Returns power, ceiling and detectable epsilon: the best over the ranks of both sides."""
+    """Returns power, the median of ideal games drawn with a fixed seed; ceiling; and detectable epsilon."""
+    rng = np.random.default_rng(_SEED)
+    games = (ideal.scores(rng, runs_in, runs_out, epsilon, delta) for _ in range(_GAMES))
+    power = float(np.median([_best(*game, delta, significance).lower for game in games]))
     ranks = _ranks(runs_out).size + _ranks(runs_in).size
     share = significance / (2 * ranks)
     sides = [_side(near, far, epsilon, delta, share) for near, far in ((runs_in, runs_out), (runs_out, runs_in))]
-    power, ceiling, detectable = zip(*sides, strict=True)
-    return max(power), max(ceiling), min(detectable)
+    ceilings, detectable = zip(*sides, strict=True)
+    return power, max(0.0, *ceilings), min(detectable)
 
 
-def _side(near: int, far: int, epsilon: float, delta: float, share: float) -> tuple[float, float, float]:
+def _side(near: int, far: int, epsilon: float, delta: float, share: float) -> tuple[float, float]:
+    """Returns ceiling and detectable epsilon of the thresholds of one side, the best rank's of each."""
     ranks = _ranks(far)
     strays = betaincinv(ranks[:, None], far - ranks[:, None] + 1, _QUANTILES)  # (ranks, quantiles), shares beyond
-    usual = np.floor(near * ideal.hits(epsilon, delta, strays).mean(axis=1))
-    power = float(_bounds(usual, near, far, delta, share).max())
-    perfect = _bounds(np.full(ranks.size, float(near)), near, far, delta, share)
     needed = _needed(near, far, epsilon, delta, share)
-    ceiling = float(perfect.max())
 
     def detected(true: float) -> bool:
         chances = bdtrc(needed[:, None] - 1, near, ideal.hits(true, delta, strays)).mean(axis=1)
         return bool((chances[needed <= near] >= DETECTED).any())
 
-    return max(0.0, power), max(0.0, ceiling), ideal.least_detected(detected, epsilon)
+    ceiling = float(_bounds(np.full(ranks.size, float(near)), near, far, delta, share).max())
+    return ceiling, ideal.least_detected(detected, epsilon)
 
 
 def _needed(near: int, far: int, epsilon: float, delta: float, share: float) -> Floats:
