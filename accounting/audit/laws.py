@@ -76,14 +76,14 @@ def gaussian(*, noise_std: float, shift: float) -> Laws:
 
 
 def discrete_gaussian(*, noise_std: float, shift: int) -> Laws:
-    """Returns the laws of 0 and of ``shift``, each with whole noise of probability ``~ exp(-x^2 / (2 noise_std^2))``."""
+    """Returns the laws of 0 and of ``shift``, each with whole noise, ``~ exp(-x^2 / (2 noise_std^2))``."""
     _check("noise_std", noise_std, shift)
     reach = math.ceil(_REACH * noise_std)
     return _discrete(np.arange(-reach, shift + reach, dtype=np.float64), shift, noise_std, reach, lambda x: -(x**2) / 2)
 
 
 def discrete_laplace(*, scale: float, shift: int) -> Laws:
-    """Returns the laws of 0 and of ``shift``, each with whole noise of probability ``~ exp(-|x| / scale)``."""
+    """Returns the laws of 0 and of ``shift``, each with whole noise, ``~ exp(-|x| / scale)``."""
     _check("scale", scale, shift)
     return _discrete(np.arange(shift, dtype=np.float64), shift, scale, math.ceil(40 * scale), lambda x: -np.abs(x))
 

@@ -40,11 +40,12 @@ class Audit:
     canaries: coins tossed: canaries of one run, runs of many, draws of outputs. guesses, correct: how many the bound
     rests on, and those that were right.
 
-    power: ``lower`` of a *correct* mechanism that spends the whole claim, if the canaries are ideal: each alone is seen
-    through a Gaussian with the claimed (epsilon, delta), or for delta 0 through randomized response. ceiling: ``lower``
-    if every guess were right: no claim from there on can be contradicted. detectable: the least true epsilon (at delta)
-    of such ideal canaries whose ``lower`` is above the claim in 95 % of runs; infinite where there is none.
-    All three are computed from the claim and public numbers alone, never from scores.
+    power: the ``lower`` to expect of a *correct* mechanism that spends the whole claim, with ideal canaries: each alone
+    is seen through a Gaussian with the claimed (epsilon, delta), or for delta 0 through randomized response; where the
+    law of the output is known, through that law. ceiling: ``lower`` if every guess were right: a claim from there on
+    cannot be contradicted. detectable: the least true epsilon (at delta) of such canaries, or with less noise in such a
+    law, whose ``lower`` is above the claim in 95 % of runs; infinite where there is none. All three follow from the
+    claim and public numbers alone; no score is in them.
     """
 
     method: Method
