@@ -8,6 +8,7 @@ more than a bound does; but a leak in the tails alone, or canaries that disturb 
 
 import math
 
+import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
@@ -32,7 +33,6 @@ def gaussian_fit(
     delta is in (0, 1). ``correct`` counts the scores on their side of the middle between the means. Raises ValueError
     for NaN and infinite scores, for scores that are all the same, or terms out of range.
 
-    >>> import numpy as np
     >>> rng = np.random.default_rng(1)
     >>> found = gaussian_fit(rng.normal(1.0, size=500), rng.normal(size=500), claimed_epsilon=4.38, delta=1e-5)
     >>> found.verdict, f"{found.lower:.2f} {found.power:.2f}"
@@ -43,9 +43,11 @@ def gaussian_fit(
     total = inside.size + outside.size
     if total < 4:
         raise ValueError(f"scores_in and scores_out must have at least 4 numbers together, got {total}")
+    if not (np.isfinite(inside).all() and np.isfinite(outside).all()):
+        raise ValueError("scores_in and scores_out must be finite: an infinite score has no mean")
     squares = inside.size * inside.var() + outside.size * outside.var()
     if not 0 < squares < math.inf:
-        raise ValueError("scores_in and scores_out must be finite and not all the same: they have no spread to compare")
+        raise ValueError(f"scores_in and scores_out must be spread out, not each all the same, got variance {squares}")
     gap = float((inside.mean() - outside.mean()) / math.sqrt(squares / (total - 2)))
     middle = (inside.mean() + outside.mean()) / 2
     right = int((inside > middle).sum() + (outside <= middle).sum())

@@ -89,8 +89,9 @@ def discrete_laplace(*, scale: float, shift: int) -> Laws:
 
 
 def _answers(epsilon: float, categories: int) -> Laws:
-    other = 1 / (categories - 1 + math.exp(epsilon))
-    own, rest = other * math.exp(epsilon), [(categories - 2) * other][: categories - 2]
+    own = 1 / (1 + (categories - 1) * math.exp(-epsilon))
+    other = own * math.exp(-epsilon)
+    rest = [(categories - 2) * other][: categories - 2]
     return Laws(
         edges=np.array([0.5, 1.5][: min(categories, 3) - 1]),
         first=np.array([own, other, *rest]),

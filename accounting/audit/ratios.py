@@ -8,6 +8,7 @@ say what a correct mechanism would show: the bound holds whatever the mechanism 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,6 +76,7 @@ class _Event:
     detectable: float
 
 
+@lru_cache(maxsize=32)
 def _event(laws: Laws, first_size: int, second_size: int, epsilon: float, delta: float, share: float) -> _Event:
     """Returns, of all events "one of the bins with the largest ratios", the one that shows the least fault.
 
