@@ -158,7 +158,9 @@ def _play(
             f"delta must be at most 1 / (2 canaries) = {1 / (2 * seen.size):.3g}, got {delta}: "
             "a larger one would allow a canary to be published outright"
         )
-    if guesses is not None and not (isinstance(guesses, int) and 1 <= guesses <= seen.size):
+    if guesses is not None and (
+        isinstance(guesses, bool) or not isinstance(guesses, int) or not 1 <= guesses <= seen.size
+    ):
         raise ValueError(f"guesses must be a whole number from 1 to {seen.size} canaries, got {guesses}")
     game = _game(method, seen.size, claimed_epsilon, delta, significance, guesses)
     correct = right_guesses(seen, coins, game.guesses)

@@ -27,10 +27,9 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     >>> round(gaussian_mu(4.38, 1e-5), 2)
     1.0
     """
-    low = math.log(1e-9)
     found = brentq(
         lambda x: math.log(max(gaussian_delta(math.exp(-x), epsilon), 1e-300)) - math.log(delta),
-        low,
+        math.log(delta),  # delta is below mu / sqrt(2 pi)
         math.log(_MOST_MU) + math.log1p(epsilon),
         xtol=1e-12,
     )
@@ -53,7 +52,7 @@ def precision(epsilon: float, delta: float, share: float) -> float:
     if delta == 0:
         return float(expit(epsilon))
     mu = gaussian_mu(epsilon, delta)
-    low, high = 0.5, min(1.0, 1 / share) - 1e-15
+    low, high = 0.5, 1 - 1e-15
     if _mu_of_precision(high, share) <= mu:
         return high
     return float(brentq(lambda p: _mu_of_precision(p, share) - mu, low, high, xtol=1e-14))

@@ -27,6 +27,8 @@ the claimed noise has 4.3 to 6.6 times the claimed epsilon, for claims from 0.1 
 DETECTED = 0.95
 """... in at least this share of its runs."""
 _UNFAIR = 1e-9
+_MOST_CLAIM = 1e6
+_LEAST_DELTA = 1e-50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +79,12 @@ class Audit:
 
 
 def check_claim(claimed_epsilon: float, delta: float, significance: float, *, pure: bool = True) -> None:
-    """Refuse terms that are no claim; ``pure``: whether delta may be 0."""
+    """Refuse terms that are no claim, or beyond what the arithmetic here can tell; ``pure``: whether delta may be 0."""
     check_epsilon(claimed_epsilon)
-    low = "[0" if pure else "(0"
-    if not (0 <= delta < 1 and (pure or delta > 0)):
-        raise ValueError(f"delta must be in {low}, 1), got {delta}")
+    if claimed_epsilon > _MOST_CLAIM:
+        raise ValueError(f"claimed_epsilon must be at most {_MOST_CLAIM:g}, got {claimed_epsilon}: it claims nothing")
+    if not (_LEAST_DELTA <= delta < 1 or (pure and delta == 0)):
+        raise ValueError(f"delta must be {'0 or ' * pure}in [{_LEAST_DELTA:g}, 1), got {delta}")
     if not 0 < significance < 0.5:
         raise ValueError(f"significance must be in (0, 0.5), got {significance}")
 

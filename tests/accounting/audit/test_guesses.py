@@ -274,7 +274,9 @@ def test_guesses_are_of_the_highest_included_and_of_the_lowest_not() -> None:
         ({"claimed_epsilon": 0.0}, "epsilon must be a positive finite number"),
         ({"claimed_epsilon": math.nan}, "epsilon must be"),
         ({"claimed_epsilon": math.inf}, "epsilon must be"),
-        ({"delta": 1.0}, r"delta must be in .0, 1\), got 1.0"),
+        ({"claimed_epsilon": 1e300}, r"claimed_epsilon must be at most 1e\+06, got 1e\+300"),
+        ({"delta": 1.0}, r"delta must be .*in \[1e-50, 1\), got 1.0"),
+        ({"delta": 1e-300}, "delta must be"),
         ({"delta": -1e-5}, "delta must be"),
         ({"delta": math.nan}, "delta must be"),
         ({"delta": 0.2}, r"delta must be at most 1 / \(2 canaries\) = 0.125, got 0.2"),
@@ -283,6 +285,7 @@ def test_guesses_are_of_the_highest_included_and_of_the_lowest_not() -> None:
         ({"guesses": 0}, "guesses must be a whole number from 1 to 4 canaries, got 0"),
         ({"guesses": 5}, "guesses must be"),
         ({"guesses": 2.0}, "guesses must be"),
+        ({"guesses": True}, "guesses must be"),
     ],
 )
 def test_what_is_no_game_is_refused_in_one_line(method: Method, changed: dict[str, object], message: str) -> None:
@@ -294,13 +297,13 @@ def test_what_is_no_game_is_refused_in_one_line(method: Method, changed: dict[st
 
 
 def test_a_curve_has_no_epsilon_at_delta_0() -> None:
-    with pytest.raises(ValueError, match=r"delta must be in \(0, 1\), got 0"):
+    with pytest.raises(ValueError, match=r"delta must be in \[1e-50, 1\), got 0"):
         one_run_fdp([1.0, 0.0], [True, False], claimed_epsilon=1.0, delta=0.0)
 
 
 @METHODS
 def test_the_smallest_and_the_most_extreme_games_have_an_answer(method: Method) -> None:
-    for claim in (1e-3, 1.0, 1e4):
+    for claim in (1e-300, 1e-3, 1.0, 1e6):
         found = method([1.0, 0.0], [True, False], claimed_epsilon=claim, delta=DELTA)
         assert found.lower == 0.0
         assert found.verdict == "inconclusive"
