@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all axe lint format clean
 
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
@@ -14,6 +14,14 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The accessibility checks of the report's page need this script, and Chromium; without them they are skipped.
+axe: build/axe/axe.min.js
+
+build/axe/axe.min.js:
+	mkdir -p build/axe
+	cd build/axe && npm pack --silent axe-core@4.14.1 && tar -xzf axe-core-4.14.1.tgz --strip-components=1 package/axe.min.js
+	rm build/axe/axe-core-4.14.1.tgz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -27,13 +27,16 @@ from accounting.mechanisms import from_json, parts, to_json, unsampled
 from accounting.methods import GRID, LEAST_NOISE, Figure, Question
 
 __all__ = ["COARSE_GRID", "GRID", "LEAST_NOISE", "LIBRARY", "Bounds", "delta", "epsilon", "over_steps", "profile"]
-__all__ += ["without_amplification"]
+__all__ += ["lower_end", "without_amplification"]
 
 COARSE_GRID = 1e-3
 """A grid for searches and progress bars: still an upper bound, looser than on `GRID` and ten times faster."""
 
 LIBRARY = f"privads {version('privads')} on dp-accounting {version('dp-accounting')}"
 """Whose code computed a figure: losses are built on dp-accounting's distributions, and composed here."""
+
+_QUICK = 0.05
+"""What `lower_end` wants of `certified`'s error."""
 
 _LOOSER = (1.003, 1.03, 1.3, 3.0)
 """How far below the upper end `delta` looks for a certified lower end."""
@@ -126,6 +129,20 @@ def without_amplification(event: dp_event.DpEvent, *, delta: float, neighbors: N
     return epsilon(unsampled(event), delta=delta, neighbors=neighbors)
 
 
+def lower_end(event: dp_event.DpEvent, *, delta: float, neighbors: Neighbors = "add-remove") -> float | None:
+    """Returns a certified lower end on the least epsilon, quicker than that of `epsilon`, and about 0.05 lower.
+
+    None where none is known: `certified` says of what there is one.
+
+    >>> from accounting.mechanisms import dp_sgd
+    >>> f"{lower_end(dp_sgd(sampling_rate=0.01, noise_multiplier=1.0, steps=10_000), delta=1e-6):.2f}"
+    '6.86'
+    """
+    check_delta(delta)
+    ends = _certified(to_json(event), float(delta), neighbors, _QUICK)
+    return None if ends is None else ends[0]
+
+
 def over_steps(
     event_after: Callable[[int], dp_event.DpEvent],
     steps: Sequence[int],
@@ -170,5 +187,7 @@ def _figure(event_json: str, question: Question) -> Figure:
 
 
 @lru_cache(maxsize=512)
-def _certified(event_json: str, delta: float, neighbors: Neighbors) -> tuple[float, float] | None:
-    return certified.bounds(parts(from_json(event_json)), delta=delta, neighbors=neighbors)
+def _certified(
+    event_json: str, delta: float, neighbors: Neighbors, wanted_error: float = certified.WANTED_ERROR
+) -> tuple[float, float] | None:
+    return certified.bounds(parts(from_json(event_json)), delta=delta, neighbors=neighbors, wanted_error=wanted_error)

@@ -53,7 +53,11 @@ ULP = 2.0**-53
 
 
 def bounds(
-    parts: Sequence[tuple[dp_event.DpEvent, int]], *, delta: float, neighbors: Neighbors
+    parts: Sequence[tuple[dp_event.DpEvent, int]],
+    *,
+    delta: float,
+    neighbors: Neighbors,
+    wanted_error: float = WANTED_ERROR,
 ) -> tuple[float, float] | None:
     """Returns (lower, upper) bounds on the least epsilon of the composition; None where no lower end is certified.
 
@@ -61,6 +65,7 @@ def bounds(
     mixtures of Gaussians, Laplace, discrete Laplace and Gaussian, and randomized response, and any mix of them. The
     larger end of both directions (adding, removing a unit) counts, for either end. Gaussians alone, and one randomized
     response, are exact. Balls in bins have a lower end only, that of the mix is at least theirs, and no upper one here.
+    ``wanted_error``: a larger one is quicker, and the bounds are wider and as certain.
     """
     gaussians = [(replaced(leaf, neighbors), n) for leaf, n in parts if isinstance(leaf, dp_event.GaussianDpEvent)]
     others = [(leaf, n) for leaf, n in parts if not isinstance(leaf, dp_event.GaussianDpEvent)]
@@ -85,7 +90,7 @@ def bounds(
                 exact = math.log(max((1 - p + p / k - delta) / (p / k), 1.0))
                 return exact * (1 - 1e-9), exact * (1 + 1e-9)
     ways = max(len(both) for both, _ in terms)
-    ends = [_ends([(both[min(i, len(both) - 1)], n) for both, n in terms], delta) for i in range(ways)]
+    ends = [_ends([(both[min(i, len(both) - 1)], n) for both, n in terms], delta, wanted_error) for i in range(ways)]
     return max(low for low, _ in ends), max(high for _, high in ends)
 
 
@@ -136,9 +141,9 @@ class _Rounded:
 Terms = Sequence[tuple[Pair, int]]
 
 
-def _ends(terms: Terms, delta: float) -> tuple[float, float]:
+def _ends(terms: Terms, delta: float, wanted_error: float) -> tuple[float, float]:
     """Returns the bounds for one direction."""
-    plan = _plan(terms, delta)
+    plan = _plan(terms, delta, wanted_error)
     rounded = [(_round(pair, plan), n) for pair, n in terms]
     error = plan.error + math.fsum(n * each.mean_error for each, n in rounded)
     curve, low, high = _transform(rounded, plan)
@@ -176,7 +181,7 @@ def _edge(held: float, lost: float, holds: Callable[[float], bool], near: float)
     return held
 
 
-def _plan(terms: Terms, delta: float) -> _Plan:
+def _plan(terms: Terms, delta: float, wanted_error: float) -> _Plan:
     """Chooses the tilt near that of Chernoff's bound, the mesh for the wanted error, and the transform's range.
 
     ``h = t max((k/2 log(2/eta))^(-1/2), 2/k)``; nothing here needs to be exact: every bound is computed from the
@@ -196,7 +201,7 @@ def _plan(terms: Terms, delta: float) -> _Plan:
     tilt, guess = float(tilts[np.argmin(chernoff)]), max(float(chernoff.min()), 1e-12)
     eta = 1e-4 * delta
     spread = math.sqrt(steps / 2 * math.log(2 / eta))
-    wanted = WANTED_ERROR * (guess if guess < 1 else max(1.0, guess / 10))
+    wanted = wanted_error * (guess if guess < 1 else max(1.0, guess / 10))
     widest = max(high - low for low, high in supports)
     mesh = max(wanted * max(1 / spread, 2 / steps), widest / MOST_POINTS)
     tilt = min(0.7 * tilt, 0.1 / mesh)  # closer to zero, rare large losses weigh less and the sum's range is shorter

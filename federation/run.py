@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -14,6 +15,8 @@ from accounting import mechanisms
 from accounting.accountant import Bounds
 from accounting.ledger import Entry, Ledger
 from accounting.report import record
+from accounting.report.guarantee import Guarantee
+from accounting.report.setting import Actor, Security, Setting
 from accounting.report.summary import summary
 from federation.plan import FederatedPlan
 from federation.task import Task
@@ -22,6 +25,7 @@ from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models import MODELS
 from privads.promise import guarantee, ledger_budget, this_run
+from privads.stated import SIDE_CHANNELS
 from privads.training.resume import Resumption
 from privads.training.run import fingerprint, predict, settings_of
 
@@ -89,6 +93,7 @@ class FederatedRun:
             guarantee=self._guarantee(),
             mechanism=self._mechanism(),
             assumptions=tuple(self._assumptions()),
+            covered=tuple(self._covered()),
             not_covered=tuple(self._not_covered()),
             data=record.Data(
                 dataset=schema.dataset,
@@ -115,16 +120,20 @@ class FederatedRun:
             if self.ledger is None or self.entry is None
             else ledger_budget(self.ledger, schema.dataset, self.entry),
             metrics=(),
+            setting=self._setting() if plan.private else None,
+            security=Security(side_channels=SIDE_CHANNELS),
         )
 
-    def _guarantee(self) -> record.Guarantee | None:
+    def _guarantee(self) -> Guarantee | None:
         budget = self.plan.budget
         if budget is None:
             return None
         return guarantee(
-            self.plan.event,
+            self.plan.event_after,
+            self.plan.rounds,
             budget,
             self.epsilon,
+            population=self.plan.population,
             owned=f"all rows of one {budget.unit}",
             unit_columns=self.schema.unit,
             released=SENT if self.plan.mechanism == "local" else RELEASED,
@@ -145,6 +154,7 @@ class FederatedRun:
             steps=plan.rounds if plan.participations is None else plan.participations,
             batch=plan.cohort,
             rows_per_unit=self.task.rows_per_user,
+            bounded_by="PoissonSampler of each silo, a fresh random choice for each round",
             clip_norm=plan.clip_norm if private else None,
             noise_multiplier=plan.noise_multiplier if private else None,
             noise_std=plan.noise_multiplier * plan.clip_norm if fixed else None,
@@ -154,7 +164,32 @@ class FederatedRun:
             clipping=clipping if private else "none",
             table_noise="dense",
             other_noise_multipliers=() if plan.count_noise_multiplier is None else (plan.count_noise_multiplier,),
+            implementation=f"federation and privads on torch {torch.__version__}",
         )
+
+    def _setting(self) -> Setting:
+        server, noise = "to add noise to the sums, and show nothing but the noised models", "each silo's sum of a round"
+        if self.plan.mechanism == "local":
+            server, noise = "nothing: the promise is about them", "each user's update, with noise of its own"
+        return Setting(
+            model="local" if self.plan.mechanism == "local" else "federated",
+            actors=(
+                Actor(who="a silo", sees="the rows and updates of its own users", trust="to follow the plan"),
+                Actor(who="the server", sees=noise, trust=server),
+                Actor(
+                    who="whoever gets the models, the silos among them",
+                    sees=RELEASED,
+                    trust="nothing: the promise is about them",
+                ),
+            ),
+            releases="many",
+        )
+
+    def _covered(self) -> Iterator[str]:
+        if self.plan.private:
+            yield f"Training: {self.plan.rounds} rounds on the users' rows."
+        if self.features is not None and self.features.cost is not None:
+            yield f"By themselves, beside this figure: the fitted features ({self.features.cost})."
 
     def _assumptions(self) -> Iterator[record.Assumption]:
         plan = self.plan

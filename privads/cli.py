@@ -14,7 +14,16 @@ from typing import Annotated
 import typer
 from click import ClickException, UsageError
 
-from privads import cli_attribute, cli_budget, cli_calibrate, cli_evaluate, cli_explore, cli_learn, cli_release
+from privads import (
+    cli_attribute,
+    cli_budget,
+    cli_calibrate,
+    cli_evaluate,
+    cli_explore,
+    cli_learn,
+    cli_release,
+    cli_report,
+)
 from privads.cli_budget import Json
 
 app = typer.Typer(
@@ -102,26 +111,6 @@ def predict(
 
 
 @app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    form: Annotated[str, typer.Option("--format", help="markdown, html or json.")] = "markdown",
-) -> None:
-    """Print the privacy report of a run."""
-    from accounting.report import render
-    from accounting.report.record import Report
-    from privads.config import ConfigError
-
-    file = run / "report.json"
-    if not file.is_file():
-        raise ConfigError(f"{run} is not a run folder: it has no report.json")
-    record = Report.from_json(file.read_text(encoding="utf-8"))
-    forms = {"markdown": render.markdown, "html": render.html, "json": Report.to_json}
-    if form not in forms:
-        raise ConfigError(f"--format must be one of {', '.join(forms)}, got {form!r}")
-    typer.echo(forms[form](record))
-
-
-@app.command()
 def simulate(
     users: Annotated[int, typer.Option(help="How many users.", min=1)],
     out: Annotated[Path, typer.Option(help="The Parquet file to write; its schema goes to ads.toml beside it.")],
@@ -162,6 +151,7 @@ app.command("learn")(cli_learn.learn)
 app.command("evaluate")(cli_evaluate.evaluate)
 app.command("calibrate")(cli_calibrate.calibrate)
 app.add_typer(cli_budget.app, name="budget")
+app.add_typer(cli_report.app, name="report")
 
 
 def main() -> None:

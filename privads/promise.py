@@ -2,18 +2,20 @@
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
 from dp_accounting import dp_event
 
-from accounting.accountant import Bounds, epsilon, without_amplification
+from accounting.accountant import Bounds, epsilon, lower_end, without_amplification
 from accounting.budget import EXAMPLE, Budget
 from accounting.ledger import Entry, Ledger
-from accounting.report import record
+from accounting.report import record, terms
+from accounting.report.guarantee import Accountant, Guarantee, ProfilePoint
 from accounting.report.started import StartedFrom
+from privads.provenance import commit
 
 _NEIGHBORS = {
     "add-remove": "One data set has {unit} more than the other.",
@@ -21,6 +23,12 @@ _NEIGHBORS = {
 }
 _PACKAGES = ("dp-accounting", "numpy", "opacus", "pandas", "privads", "pyarrow", "torch")
 _PROFILE_DECADES = (0, 1, 2)
+_PUBLIC = (
+    "the population, as declared",
+    "the schema: columns, buckets, ranges, labels",
+    "the plan, and the constants that split the rows",
+)
+_OF_OTHER_ROWS = ("what several rows of one owner tell together: each row is protected by itself",)
 
 
 def this_run(
@@ -32,12 +40,15 @@ def this_run(
     insecure_seed: int | None,
     config: Mapping[str, Any],
     started_from: tuple[StartedFrom, ...] = (),
+    author: str | None = None,
 ) -> record.Run:
     """Returns which run it was, and on which versions."""
     return record.Run(
         id=identity,
         created_at=created_at,
         library_version=version("privads"),
+        library_commit=commit(),
+        author=author,
         versions={name: version(name) for name in _PACKAGES},
         python=platform.python_version(),
         seconds=seconds,
@@ -49,36 +60,52 @@ def this_run(
 
 
 def guarantee(
-    event: dp_event.DpEvent,
+    event_after: Callable[[int], dp_event.DpEvent],
+    steps: int,
     budget: Budget,
     spent: Bounds,
     *,
+    population: int,
     owned: str,
     unit_columns: tuple[str, ...],
     released: str,
-) -> record.Guarantee:
-    """Returns what an executed event promises, with its epsilon at smaller deltas, and without trust in the sampler.
+) -> Guarantee:
+    """Returns what an executed plan promises, also at smaller deltas, without trust in the sampler, and in other terms.
 
-    spent: its epsilon at the budget's delta. owned: what neighbors differ in.
+    event_after: what its first so many steps execute. spent: the epsilon of all of them at the budget's delta. owned:
+    what neighbors differ in.
     """
-    neighbors = budget.neighbors
+    neighbors, event = budget.neighbors, event_after(steps)
     deltas = [float(f"{budget.delta / 10**decade:.6g}") for decade in _PROFILE_DECADES]
     profile = {
         d: epsilon(event, delta=d, neighbors=neighbors).upper for d in deltas
     }  # a part with a delta of its own has no smaller one
     library, _, number = spent.library.partition(" ")
-    return record.Guarantee(
+    points = terms.points(event, spent)
+    lower = spent.lower
+    if lower is None and math.isfinite(spent.upper):
+        lower = lower_end(event, delta=budget.delta, neighbors=neighbors)
+    return Guarantee(
         epsilon=spent.upper,
-        epsilon_lower=spent.lower,
+        epsilon_lower=None if lower is None else min(lower, spent.upper),
         delta=budget.delta,
         unit=budget.unit,
         unit_columns=() if budget.unit == EXAMPLE else unit_columns,
         neighbors=neighbors,
         neighbors_definition=_NEIGHBORS[neighbors].format(unit=owned),
         released=released,
-        accountant=record.Accountant(method=spent.method, grid=spent.grid, library=library, version=number),
+        accountant=Accountant(method=spent.method, grid=spent.grid, library=library, version=number),
         epsilon_without_amplification=without_amplification(event, delta=budget.delta, neighbors=neighbors).upper,
-        profile=tuple(record.ProfilePoint(delta=d, epsilon=e) for d, e in profile.items() if math.isfinite(e)),
+        profile=tuple(ProfilePoint(delta=d, epsilon=e) for d, e in profile.items() if math.isfinite(e)),
+        curve=terms.curve(points),
+        delta_reason=f"below 1 / population = {1 / population:.3g}, at which one unit could be published outright",
+        over_steps=terms.over_steps(event_after, steps, spent, budget.delta),
+        zcdp_rho=terms.zcdp_rho(event, neighbors=neighbors),
+        renyi=terms.renyi_points(event, neighbors=neighbors),
+        gaussian=terms.gaussian(points),
+        detection=terms.detection(points),
+        public_quantities=_PUBLIC,
+        unprotected=_OF_OTHER_ROWS if budget.unit == EXAMPLE else (),
     )
 
 
@@ -103,6 +130,9 @@ def ledger_budget(ledger: Ledger, dataset: str, entry: Entry) -> record.LedgerBu
         left_delta=now.left_delta,
         entry=str(entry.id),
         head=ledger.head(),
+        open_entries=now.open_entries,
+        blocks=entry.blocks,
+        refresh="never: what is spent stays spent",
     )
 
 

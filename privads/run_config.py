@@ -4,12 +4,13 @@ import itertools
 import math
 import tomllib
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from accounting.report.fields import Text as Line
 from privads.config import ConfigError, override, parse_model
 
 SQLITE = "sqlite:///"
@@ -253,6 +254,23 @@ class LearnTable(_Table):
     out: str | None = None
 
 
+class ReportTable(_Table):
+    """What a run's report says that only people know. Each text is one line; what is left out is "not stated"."""
+
+    author: Line | None = None
+    product: Line | None = None
+    description: Line | None = None
+    curators: list[Line] = []
+    intended_use: Line | None = None
+    region: Line | None = None
+    sector: Line | None = None
+    published: date | None = None
+    epsilon_chosen_by: Line | None = None
+    epsilon_reason: Line | None = None
+    access: Line | None = None
+    log_retention: Line | None = None
+
+
 class RunTable(_Table):
     """Where the run folder and a working checkpoint go, the run it starts from, and seeds."""
 
@@ -284,6 +302,7 @@ class RunConfig(_Table):
 
     attribution: AttributionTable | None = None
     ledger: LedgerTable | None = None
+    report: ReportTable | None = None
     run: RunTable = RunTable()
 
 

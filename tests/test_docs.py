@@ -19,6 +19,7 @@ from privads.run_config import (
     ModelTable,
     PlanTable,
     ReleaseTable,
+    ReportTable,
     RunTable,
     read_config,
 )
@@ -43,6 +44,7 @@ def test_the_page_names_every_key_of_a_run_file() -> None:
         "learn": LearnTable,
         "model": ModelTable,
         "plan": PlanTable,
+        "report": ReportTable,
         "run": RunTable,
     }
     for name, table in tables.items():

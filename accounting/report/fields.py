@@ -51,4 +51,7 @@ class Record(BaseModel):
     """A block of a report: frozen, and closed to keys that it does not know."""
 
     # from_attributes: a block may be given as any object with its fields, such as the evaluation's metrics
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, from_attributes=True)
+    # use_attribute_docstrings: what stands below a field is its description in the JSON Schema
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, from_attributes=True, use_attribute_docstrings=True
+    )

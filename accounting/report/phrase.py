@@ -24,6 +24,15 @@ def round_up(value: float) -> str:
     return _rounded(value, ROUND_CEILING)
 
 
+def round_down(value: float) -> str:
+    """Returns ``value`` rounded toward minus infinity, as `round_up` does upwards.
+
+    >>> [round_down(x) for x in (2.98, 2.9899, 0.01239, 0.0)]
+    ['2.98', '2.98', '0.0123', '0']
+    """
+    return _rounded(value, ROUND_FLOOR)
+
+
 def bound(
     epsilon: float, *, delta: float | None, unit: str, neighbors: str, released: str, relation: str = "<="
 ) -> str:

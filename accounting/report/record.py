@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Field, JsonValue, computed_field, model_validat
 
 from accounting.budget import Neighbors
 from accounting.mechanisms import merged
+from accounting.report.audits import AuditResult
 from accounting.report.fields import (
     Amount,
-    AmountOrNone,
     Count,
     Delta,
     Json,
@@ -27,12 +27,18 @@ from accounting.report.fields import (
     Time,
     Verdict,
 )
+from accounting.report.guarantee import Guarantee
 from accounting.report.phrase import NOT_STATED, bound
 from accounting.report.scores import TaskMetrics, ValueMetrics
+from accounting.report.setting import Justification, Product, Security, Setting
 from accounting.report.started import StartedFrom
 
 Status = Literal["enforced", "checked", "asserted", "violated"]
 """How an assumption is known to hold: by construction, by a test on this run, by a person's word; or not."""
+
+
+INTERVAL = "the exact figure is in"
+"""Begins the part of the headline that states the interval of epsilon, where its lower end is known."""
 
 
 class Run(Record):
@@ -41,6 +47,9 @@ class Run(Record):
     id: Text
     created_at: Time
     library_version: Text
+    library_commit: Text | None = None
+    """Of the source it ran from, "-dirty" behind it where files differed; None where that cannot be known."""
+    author: Text | None = None
     versions: dict[Text, Text]
     python: Text = NOT_STATED
     seconds: Amount | None = None
@@ -59,81 +68,6 @@ class Run(Record):
         return any(one.epsilon is not None for one in self.started_from)
 
 
-class Accountant(Record):
-    """Who turned the event into an epsilon."""
-
-    method: Text
-    grid: Positive | None
-    library: Text
-    version: Text
-
-
-class ProfilePoint(Record):
-    """The same mechanism's epsilon at another delta."""
-
-    delta: Delta
-    epsilon: Amount
-
-
-class Guarantee(Record):
-    """What the run promises: (epsilon, delta) for a unit and its neighbors, on what was released."""
-
-    epsilon: Amount
-    """An upper bound."""
-    epsilon_lower: Amount | None = None
-    """The accountant's certified lower end; None where none was computed."""
-    delta: Delta
-    unit: Text
-    unit_columns: tuple[Text, ...]
-    neighbors: Neighbors
-    neighbors_definition: Text
-    released: Text
-    accountant: Accountant
-    epsilon_without_amplification: AmountOrNone = None
-    """The figure without trust in the sampler; None where there is no finite one."""
-    profile: tuple[ProfilePoint, ...] = ()
-
-    @model_validator(mode="after")
-    def _ends_in_order(self) -> Self:
-        if self.epsilon_lower is not None and self.epsilon_lower > self.epsilon:
-            raise ValueError(f"epsilon_lower {self.epsilon_lower} is above epsilon {self.epsilon}")
-        return self
-
-    def phrase(self) -> str:
-        """Returns the claim in one line; the command line and every report print this."""
-        return self.phrase_of(self.epsilon)
-
-    def phrase_of(self, epsilon: float, *, delta: float | None = None, relation: str = "<=") -> str:
-        """Returns another figure of the same mechanism (a profile point, a lower end) with its terms."""
-        return bound(
-            epsilon,
-            delta=self.delta if delta is None else delta,
-            unit=self.unit,
-            neighbors=self.neighbors,
-            released=self.released,
-            relation=relation,
-        )
-
-    def protects(self) -> str:
-        """Returns what the figure means, as one plain sentence.
-
-        Whoever holds both cases equally likely is right with probability at most
-        ``(exp(epsilon) + delta) / (exp(epsilon) + 1)``: error rates a, b of a test obey
-        ``a + exp(epsilon) b >= 1 - delta`` and the same with a, b swapped (Kairouz et al. 2015, theorem 2.1).
-        """
-        right = (1 + self.delta * math.exp(-self.epsilon)) / (1 + math.exp(-self.epsilon))
-        percent = min(math.ceil(right * 1000) / 10, 100.0)
-        return (
-            f"Someone who sees the {self.released}, knows the data of everyone else and holds it equally "
-            f"likely that {self._one_unit} took part or did not, guesses which with at most "
-            f"{percent:.1f} % accuracy (a coin toss: 50 %)."
-        )
-
-    @property
-    def _one_unit(self) -> str:
-        return "one row" if self.unit == "example" else f"all rows of one {self.unit}"
-
-
 class Mechanism(Record):
     """What was done to the data. `event` is the whole of it, as the accountant and the ledger read it."""
 
@@ -144,6 +78,8 @@ class Mechanism(Record):
     batch: Positive
     """Expected units in a batch."""
     rows_per_unit: Count | None
+    bounded_by: Text = NOT_STATED
+    """The code that enforces rows_per_unit."""
     clip_norm: Positive | None
     noise_multiplier: Positive | None
     noise_std: Positive | None
@@ -156,6 +92,8 @@ class Mechanism(Record):
     table_noise: Text = NOT_STATED
     other_noise_multipliers: tuple[Positive, ...] = ()
     """Of what a step releases of the same sample beside the gradients: counts of clipped units, of used rows."""
+    implementation: Text = NOT_STATED
+    """The code that computed, clipped and noised."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -243,7 +181,9 @@ class LedgerBudget(Record):
     """The budget of the data set, before and after this run, as the ledger holds it.
 
     ``this_run``: what the run was charged, in its own terms, ``charged_unit`` and ``charged_neighbors``; the ledger
-    turned it into a cost for ``unit`` where that is another one.
+    turned it into a cost for ``unit`` where that is another one. ``open_entries``: charges that count as spent and are
+    not closed, this run's among them until it ends. ``blocks``: the parts of the data set that were charged, none where
+    it was charged whole. ``refresh``: when a spent budget comes back.
     """
 
     dataset: Text
@@ -263,6 +203,9 @@ class LedgerBudget(Record):
     left_delta: Amount
     entry: Text
     head: Text
+    open_entries: Count | None = None
+    blocks: tuple[Text, ...] = ()
+    refresh: Text = NOT_STATED
 
 
 class Headline(NamedTuple):
@@ -272,19 +215,26 @@ class Headline(NamedTuple):
     claim: str
     notes: tuple[str, ...]
 
+    def without_interval(self) -> "Headline":
+        """Returns the headline without the interval that the figure is in."""
+        return self._replace(notes=tuple(note for note in self.notes if not note.startswith(INTERVAL)))
+
     def __str__(self) -> str:
         return "".join(f"{warning}: " for warning in self.warnings) + " — ".join((self.claim, *self.notes))
 
 
 def _publish_headline(schema: dict[str, Any]) -> None:
     """Add the computed headline to the schema: it stands in every report file."""
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["$schema"], schema["$id"] = "https://json-schema.org/draft/2020-12/schema", "urn:privads:report:1"
     schema["properties"]["headline"] = {"title": "Headline", "type": "string", "readOnly": True}
     schema["required"] = sorted({*schema["required"], "headline"})
 
 
 class Report(Record):
-    """The privacy report of one run. ``guarantee`` is None for a run without privacy."""
+    """The privacy report of one run. ``guarantee`` is None for a run without privacy.
+
+    ``covered``, ``not_covered``: the uses of the data that epsilon covers, and those it does not, a sentence each.
+    """
 
     model_config = ConfigDict(json_schema_extra=_publish_headline)
 
@@ -293,13 +243,18 @@ class Report(Record):
     guarantee: Guarantee | None
     mechanism: Mechanism
     assumptions: tuple[Assumption, ...]
+    covered: tuple[Text, ...] = ()
     not_covered: tuple[Text, ...]
-    """What epsilon does not cover, a sentence each."""
     data: Data
     model: Model
     budget: LedgerBudget | None
     metrics: tuple[TaskMetrics, ...]
     values: tuple[ValueMetrics, ...] = ()
+    audit: tuple[AuditResult, ...] = ()
+    product: Product | None = None
+    setting: Setting | None = None
+    security: Security | None = None
+    justification: Justification | None = None
 
     @model_validator(mode="after")
     def _blocks_agree(self) -> Self:
@@ -313,18 +268,38 @@ class Report(Record):
                     f"the guarantee is for {promise.unit} ({promise.neighbors}), "
                     f"but what was charged is for {charged[0]} ({charged[1]})"
                 )
+        for one in self.audit:
+            self._check_verdict(one)
         return self
+
+    def _check_verdict(self, audit: AuditResult) -> None:
+        """Refuse a verdict that the bound does not bear: more than the claim was proved, or it was not."""
+        if self.guarantee is None:
+            if audit.verdict == "violation":
+                raise ValueError(f"{audit.method} contradicts a claim that the report does not make")
+        elif audit.delta == self.guarantee.delta and audit.kind == "bound":
+            above = audit.epsilon_lower > self.guarantee.epsilon
+            if above != (audit.verdict == "violation"):
+                raise ValueError(
+                    f"{audit.method} proves epsilon {audit.epsilon_lower}, the claim is {self.guarantee.epsilon}: "
+                    f"the verdict cannot be {audit.verdict!r}"
+                )
 
     def with_status(self, status: Status) -> tuple[str, ...]:
         """Returns the texts of the assumptions of one status."""
         return tuple(assumption.text for assumption in self.assumptions if assumption.status == status)
 
     @property
+    def contradictions(self) -> tuple[AuditResult, ...]:
+        """The audits that prove more than the claim."""
+        return tuple(one for one in self.audit if one.verdict == "violation")
+
+    @property
     def verdict(self) -> Verdict:
         """The headline in one word."""
         if self.guarantee is None:
             return "not private"
-        if self.with_status("violated"):
+        if self.with_status("violated") or self.contradictions:
             return "violated"
         if self.run.insecure_seed is not None:
             return "not private"
@@ -337,15 +312,19 @@ class Report(Record):
         if self.data.features is not None:
             about.append(f"its features by themselves: {self.data.features}")
         about += [f"its metrics by themselves: {one}" for one in dict.fromkeys(t.release for t in self.metrics) if one]
+        planted = max((one.canaries for one in self.audit if one.in_model), default=0)
+        if planted:
+            about.append(f"its model has learned from {planted:,} planted canaries")
         if self.data.public:
             about.append(f"public data ({self.data.dataset})")
         if self.guarantee is None:
             return Headline((), "NOT PRIVATE", ("trained without differential privacy", *about))
         violated, asserted = self.with_status("violated"), self.with_status("asserted")
-        warnings = []
-        notes = []
+        warnings = ["VIOLATED"] if violated or self.contradictions else []
+        within = self.guarantee.interval()
+        notes = [] if within is None else [f"{INTERVAL} {within}"]
+        notes += [f"an audit proves {self.proved(one)}" for one in self.contradictions]
         if violated:
-            warnings.append("VIOLATED")
             notes.append(f"does not hold: {_counted(violated, 'violated')}")
         if self.run.insecure_seed is not None:
             warnings.append("NOT PRIVATE TO ANYONE WHO KNOWS THE SEED")
@@ -354,6 +333,21 @@ class Report(Record):
         if not self.assumptions:
             notes.append("its assumptions are not stated")
         return Headline(tuple(warnings), self.guarantee.phrase(), (*notes, *about))
+
+    def proved(self, audit: AuditResult) -> str:
+        """Returns what an audit found, in the terms of the claim that it is about, and how sure that is."""
+        claim = self.guarantee
+        figure = bound(
+            audit.epsilon_lower,
+            delta=audit.delta,
+            unit=audit.canary_kind if claim is None else claim.unit,
+            neighbors="add-remove" if claim is None else claim.neighbors,
+            released="what the attacker saw" if claim is None else claim.released,
+            relation=">=" if audit.kind == "bound" else "=",
+        )
+        if audit.kind == "estimate":
+            return f"an estimate of {figure} by {audit.method}"
+        return f"{figure} at {audit.confidence} by {audit.method}"
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -368,13 +362,16 @@ class Report(Record):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Returns the report that `to_json` wrote; refuses unknown keys and a headline not its own."""
+        """Returns the report that `to_json` wrote; refuses unknown keys and a headline not its own.
+
+        The headline may be that of privads before it stated intervals.
+        """
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise ValueError("a report is one JSON object")
         stated = fields.pop("headline", None)
         report = cls.model_validate_json(json.dumps(fields), strict=True)
-        if stated != report.headline:
+        if stated not in (report.headline, str(report.headline_parts.without_interval())):
             raise ValueError(f"the headline says {stated!r}, the facts say {report.headline!r}")
         return report
 

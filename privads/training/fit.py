@@ -16,6 +16,7 @@ from accounting.report.started import StartedFrom
 from privads.logs.logs import Logs
 from privads.models import MODELS, losses
 from privads.progress import bar
+from privads.stated import stated
 from privads.training import working
 from privads.training.defaults import default_optimizer, steepness_of, warm_up
 from privads.training.engine import PrivateEngine
@@ -97,11 +98,13 @@ def fit(
     secure: noise against attacks on its floating-point numbers, see `privads.noise.Randomness`.
     start: an earlier run, or the folder of one, whose weights this one begins with; model, fields and labels must
     match. Its cost stays where it was charged, and the report names it beside this run's own figure.
+    config: kept in the report; its table ``report`` says what only people know (`privads.run_config.ReportTable`).
     checkpoint: where to keep a working checkpoint, and whether to go on from one.
     """
     if test is not None:
         check_same_data(train.schema, test.schema)
         test.check()
+    stated(config or {})  # refused here, before a row is read
     resume_from = None if checkpoint is None else checkpoint.found(insecure_seed)
     earlier: tuple[StartedFrom, ...] = ()
     if start is not None and resume_from is None:  # a checkpoint has the weights and the names of its start

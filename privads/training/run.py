@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from accounting.accountant import Bounds
 from accounting.budget import EXAMPLE
 from accounting.ledger import Entry, Ledger
 from accounting.report import record, scores
+from accounting.report.guarantee import Guarantee
 from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
 from privads.batch import Rows, settled
@@ -29,9 +31,11 @@ from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models.heads import heads_of, prediction
 from privads.promise import guarantee, ledger_budget, plain, this_run
+from privads.stated import stated
 from privads.training.assumptions import assumptions
 from privads.training.plan import TrainPlan
 from privads.training.resume import Resumption
+from privads.training.scope import bounded_by, covered, not_covered, setting
 
 RELEASED = "final model"
 _CHUNK_ROWS = 1 << 16
@@ -128,7 +132,8 @@ class Run:
         return dataclasses.replace(self, metrics=metrics, values=values)
 
     def report(self) -> record.Report:
-        """Returns the privacy report of this run."""
+        """Returns the privacy report of this run; what people say of it is in the table ``report`` of ``config``."""
+        said = stated(self.config)
         return record.Report(
             run=this_run(
                 identity=self.id,
@@ -138,11 +143,13 @@ class Run:
                 insecure_seed=self.facts.insecure_seed,
                 config={**self.config, "plan": dataclasses.asdict(self.plan)},
                 started_from=self.started_from,
+                author=said.author,
             ),
             guarantee=self._guarantee(),
             mechanism=self._mechanism(),
             assumptions=tuple(assumptions(self.plan, self.facts, charged=self.entry is not None)),
-            not_covered=tuple(self._not_covered()),
+            covered=tuple(covered(self)),
+            not_covered=tuple(not_covered(self)),
             data=record.Data(
                 dataset=self.schema.dataset,
                 population=self.plan.population,
@@ -173,6 +180,10 @@ class Run:
                 scores.ValueMetrics.model_validate({"task": task, "released": False, **dataclasses.asdict(metrics)})
                 for task, metrics in self.values.items()
             ),
+            product=said.product,
+            setting=setting(RELEASED) if self.plan.private else None,
+            security=said.security,
+            justification=said.justification,
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -181,14 +192,16 @@ class Run:
 
         return save(self, Path(folder))
 
-    def _guarantee(self) -> record.Guarantee | None:
+    def _guarantee(self) -> Guarantee | None:
         budget = self.plan.budget
         if budget is None:
             return None
         return guarantee(
-            self.plan.event,
+            self.plan.event_after,
+            self.plan.steps,
             budget,
             self.epsilon,
+            population=self.plan.population,
             owned=self._owned(),
             unit_columns=self.schema.unit,
             released=RELEASED,
@@ -212,6 +225,7 @@ class Run:
             steps=plan.steps,
             batch=plan.batch,
             rows_per_unit=plan.rows_per_unit if plan.records == 1 or self._unit_is_row else plan.records,
+            bounded_by=bounded_by(plan),
             clip_norm=plan.clip_norm if private else None,
             noise_multiplier=plan.noise_multiplier if private else None,
             noise_std=plan.noise_multiplier * plan.clip_norm if private and plan.clip_quantile is None else None,
@@ -221,6 +235,7 @@ class Run:
             clipping=self._clipping(),
             table_noise=plan.table_noise,
             other_noise_multipliers=plan.other_noise_multipliers,
+            implementation=f"privads.training on torch {torch.__version__} and Opacus {version('opacus')}",
         )
 
     @property
@@ -236,27 +251,6 @@ class Run:
         if plan.clip_quantile is None:
             return f"{what}{where}"
         return f"{what}; the clip norm is the first one, and follows the {plan.clip_quantile:g} quantile of the norms"
-
-    def _not_covered(self) -> list[str]:
-        if not self.plan.private:
-            said = ["Anything: this run has no differential privacy."]
-            return [*said, _initial_weights(self.started_from)] if self.started_from else said
-        said = []
-        if (self.metrics or self.values) and not self.schema.public:
-            said.append(
-                "The metrics and the calibration plot below: they were computed on held-out rows without noise. Show "
-                "them only to people who may see those rows."
-            )
-        if self.released:
-            also = " and the calibration that is read from them" if self.calibrations else ""
-            said.append(f"What the metrics below{also} cost: they were released by themselves, for what stands there.")
-        said += [
-            "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget.",
-            _initial_weights(self.started_from),
-            "Other uses of these data that are not charged to the same ledger.",
-            "Side channels: how long the run took and how much memory it used.",
-        ]
-        return said
 
     def _ledger_budget(self) -> record.LedgerBudget | None:
         if self.ledger is None or self.entry is None or self.plan.budget is None:
@@ -293,19 +287,6 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
     """Returns the settings that a model was made with, as plain JSON; empty where it does not say."""
     settings: dict[str, Any] = plain(getattr(model, "settings", {}))
     return settings
-
-
-def _initial_weights(runs: tuple[StartedFrom, ...]) -> str:
-    """Returns what is not covered of what the model had learned before this run."""
-    if not runs:
-        return "What the model's initial weights had learned elsewhere."
-    latest, older = runs[0], len(runs) - 1
-    others = {0: "", 1: ", and of a run before it"}.get(older, f", and of {older} runs before it")
-    return (
-        f"What the initial weights had learned: they are those of run {latest.run} ({latest.cost}, {latest.charged})"
-        f"{others}. The figure here is this run's alone, and whoever is in the data of several runs loses what they "
-        "cost together."
-    )
 
 
 def check_same_data(train: Schema, test: Schema) -> None:

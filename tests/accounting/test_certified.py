@@ -109,6 +109,16 @@ def test_the_ends_stay_close_at_every_delta(delta: float) -> None:
     assert 0 < upper - lower <= 0.02
 
 
+@pytest.mark.parametrize("wanted_error", [0.02, 0.1])
+def test_quicker_ends_are_wider_and_hold_the_tight_ones(wanted_error: float) -> None:
+    steps = [(sampled(0.01, 1.0), 2000)]
+    low, high = ends(steps)
+    found = certified.bounds(steps, delta=1e-6, neighbors="add-remove", wanted_error=wanted_error)
+    assert found is not None
+    assert found[0] < low < high < found[1]
+    assert found[1] - found[0] == pytest.approx(2 * wanted_error, rel=0.3)
+
+
 def test_mixed_mechanisms_lie_above_each_and_below_their_sum() -> None:
     mixed: Parts = [
         (sampled(0.01, 1.0), 200),
@@ -156,15 +166,15 @@ def test_the_shift_that_keeps_the_mean_is_needed(monkeypatch: pytest.MonkeyPatch
 
 def test_the_error_of_the_rounding_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = certified._plan
-    coarse = lambda terms, delta: dataclasses.replace(right(terms, delta), mesh=0.7, error=0.0)  # noqa: E731
+    coarse = lambda *asked: dataclasses.replace(right(*asked), mesh=0.7, error=0.0)  # noqa: E731
     assert misses(monkeypatch, "_plan", coarse, noise=1.0, steps=1)
 
 
 def test_the_bound_on_what_wraps_around_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = certified._plan
 
-    def narrow(terms: certified.Terms, delta: float) -> certified._Plan:
-        plan = right(terms, delta)
+    def narrow(terms: certified.Terms, delta: float, wanted_error: float) -> certified._Plan:
+        plan = right(terms, delta, wanted_error)
         exact = gaussian_epsilon(1.0, 1e-6)
         return dataclasses.replace(plan, low=exact - 0.1, high=exact + 0.5)
 
@@ -177,6 +187,6 @@ def test_the_bound_on_what_wraps_around_is_needed(monkeypatch: pytest.MonkeyPatc
 def test_both_directions_count() -> None:
     leaf = sampled(0.3, 0.7)
     both = certified.pairs(leaf, "add-remove")
-    alone = [certified._ends([(pair, 1)], 1e-3) for pair in both]
+    alone = [certified._ends([(pair, 1)], 1e-3, certified.WANTED_ERROR) for pair in both]
     assert alone[0][0] > alone[1][1] + 0.1  # removing a unit is worse than adding one
     assert ends([(leaf, 1)], 1e-3) == alone[0]

@@ -50,6 +50,11 @@ def test_a_charged_run_is_private_and_says_what_it_cost(tmp_path: Path) -> None:
     assert any("the server sees" in one and "trusted" in one for one in report.not_covered)
     assert "the budget was charged before the first row was read" in report.with_status("enforced")
     assert Report.from_json(report.to_json()) == report
+    assert report.setting is not None
+    assert (report.setting.model, report.setting.releases) == ("federated", "many")
+    assert "Training: " in report.covered[0]
+    assert "PoissonSampler" in report.mechanism.bounded_by
+    assert len(report.guarantee.over_steps) > 1
     assert "models of all rounds" in markdown(report)
     assert "models of all rounds" in html(report)
 

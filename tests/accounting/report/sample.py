@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from accounting.report.record import (
+from accounting.report.audits import AuditResult
+from accounting.report.guarantee import (
     Accountant,
-    Assumption,
-    Data,
+    AfterSteps,
+    Detection,
+    GaussianFit,
     Guarantee,
-    LedgerBudget,
-    Mechanism,
-    Model,
     ProfilePoint,
-    Report,
-    Run,
+    RenyiPoint,
 )
+from accounting.report.record import Assumption, Data, LedgerBudget, Mechanism, Model, Report, Run
 from accounting.report.scores import CurvePoint, Interval, Reference, Scores, TaskMetrics
+from accounting.report.setting import Actor, Justification, Product, Security, Setting
 from accounting.report.started import StartedFrom
 
 
@@ -32,6 +32,10 @@ def run(**fields: Any) -> Run:
 
 def started_from(**fields: Any) -> StartedFrom:
     return StartedFrom(**{**STARTED_FROM, **fields})
+
+
+def audit(**fields: Any) -> AuditResult:
+    return AuditResult(**{**AUDIT, **fields})
 
 
 def data(**fields: Any) -> Data:
@@ -77,7 +81,6 @@ STARTED_FROM: dict[str, Any] = {
 WITHOUT_COST = dict.fromkeys(("epsilon", "delta", "unit", "neighbors", "entry", "head"))
 GUARANTEE: dict[str, Any] = {
     "epsilon": 2.9714,
-    "epsilon_lower": 2.9688,
     "delta": 1e-6,
     "unit": "user",
     "unit_columns": ["user_id"],
@@ -91,6 +94,52 @@ GUARANTEE: dict[str, Any] = {
         ProfilePoint(delta=1e-7, epsilon=3.3462),
         ProfilePoint(delta=1e-8, epsilon=3.6901),
     ],
+}
+AUDIT: dict[str, Any] = {
+    "method": "one-run audit",
+    "threat_model": "sees every noised sum",
+    "canaries": 1000,
+    "canary_kind": "gradient",
+    "in_model": True,
+    "guesses": 400,
+    "correct": 252,
+    "significance": 0.05,
+    "delta": 1e-6,
+    "epsilon_lower": 0.3127,
+    "selection_correction": "none needed: the number of guesses was fixed before",
+    "null_calibration": "12 of 400 runs that leak nothing were flagged",
+    "verdict": "consistent",
+    "power": 0.4141,
+}
+STATED: dict[str, Any] = {
+    "covered": ["Training: 40 batches of the rows before 2026-11-15."],
+    "product": Product(
+        name="ranking model of 2026",
+        description="predicts clicks",
+        curators=("Example Ads",),
+        intended_use="ranking ads",
+        region="EU",
+        sector="Technology",
+        published="2026-12-01",
+    ),
+    "setting": Setting(
+        model="central",
+        actors=(Actor(who="the training job", sees="all rows", trust="to show nothing but the model"),),
+        releases="one",
+    ),
+    "security": Security(access="the ranking team", log_retention="30 days", side_channels="none were looked at"),
+    "justification": Justification(chosen_by="the privacy board", why="half of what last year's model cost"),
+}
+IN_OTHER_TERMS: dict[str, Any] = {
+    "epsilon_lower": 2.9388,
+    "delta_reason": "0.04 / population",
+    "over_steps": [AfterSteps(steps=10, epsilon=1.9), AfterSteps(steps=40, epsilon=2.9714)],
+    "zcdp_rho": 16.53,
+    "renyi": [RenyiPoint(order=2.0, divergence=0.31), RenyiPoint(order=8.0, divergence=1.93)],
+    "gaussian": GaussianFit(mu=0.67, error=0.004),
+    "detection": [Detection(false_positive_rate=0.01, true_positive_rate=0.049)],
+    "public_quantities": ["the population, as declared"],
+    "unprotected": [],
 }
 DATA: dict[str, Any] = {
     "dataset": "ads-2026q4",

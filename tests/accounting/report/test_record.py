@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from accounting.budget import Budget
+from accounting.report.guarantee import ProfilePoint
 from accounting.report.phrase import bound, round_up
-from accounting.report.record import Mechanism, ProfilePoint, Report
+from accounting.report.record import Mechanism, Report
 from accounting.report.scores import Interval, Scores, TaskMetrics
 from tests.accounting.report import sample
 from tests.accounting.report.sample import (
@@ -86,6 +87,22 @@ def test_the_headline_is_the_phrase_when_every_assumption_holds() -> None:
     assert report(assumptions=[ENFORCED, CHECKED]).verdict == "private"
 
 
+def test_the_headline_states_the_interval_of_epsilon_rounded_outwards() -> None:
+    made = report(guarantee=guarantee(epsilon_lower=2.9388))
+    assert made.headline == f"{CLAIM} — the exact figure is in [2.93, 2.98]"
+    assert made.verdict == "private"
+
+
+@pytest.mark.parametrize("assumptions", [[ENFORCED], [ASSERTED], [VIOLATED]])
+def test_a_report_from_before_headlines_stated_intervals_is_still_read(assumptions: list[Any]) -> None:
+    made = report(guarantee=guarantee(epsilon_lower=2.9388), assumptions=assumptions)
+    before = report(assumptions=assumptions).headline
+    fields = {**json.loads(made.to_json()), "headline": before}
+    assert Report.from_json(json.dumps(fields)) == made
+    with pytest.raises(ValueError, match="headline"):
+        Report.from_json(json.dumps({**fields, "headline": before.replace("2.98", "2.97")}))
+
+
 def test_an_asserted_assumption_changes_the_headline() -> None:
     made = report(assumptions=[ENFORCED, ASSERTED])
     assert made.headline == f"{CLAIM} — rests on 1 asserted assumption: {ASSERTED.text}"
@@ -154,6 +171,21 @@ def test_a_report_from_before_runs_went_on_from_others_is_still_read() -> None:
     assert Report.from_json(json.dumps(fields)) == report()
 
 
+def test_a_report_from_before_the_blocks_of_today_is_still_read() -> None:
+    fields = json.loads(report().to_json())
+    for name in ("audit", "covered", "product", "setting", "security", "justification"):
+        del fields[name]
+    for block, names in {
+        "guarantee": sample.IN_OTHER_TERMS,
+        "run": ("library_commit", "author"),
+        "mechanism": ("bounded_by", "implementation"),
+        "budget": ("open_entries", "blocks", "refresh"),
+    }.items():
+        for name in names:
+            del fields[block][name]
+    assert Report.from_json(json.dumps(fields)) == report()
+
+
 @pytest.mark.parametrize("public", [True, False])
 def test_a_run_without_privacy_is_not_private(public: bool) -> None:
     made = report(guarantee=None, budget=None, data=data(public=public))
@@ -171,7 +203,9 @@ def test_accuracy_of_the_best_guess_is_the_definition_s() -> None:
 
 def test_json_round_trip_gives_the_same_report_and_the_same_bytes() -> None:
     later = run(started_from=[started_from()])
-    for made in (report(), report(guarantee=None, budget=None), report(metrics=[], not_covered=[]), report(run=later)):
+    full = report(audit=[sample.audit()], guarantee=guarantee(**sample.IN_OTHER_TERMS), **sample.STATED)
+    bare = report(guarantee=None, budget=None)
+    for made in (report(), bare, report(metrics=[], not_covered=[]), report(run=later), full):
         again = Report.from_json(made.to_json())
         assert again == made
         assert again.to_json() == made.to_json()
@@ -349,7 +383,8 @@ def test_a_delta_outside_its_range_is_refused(delta: float) -> None:
 def test_the_schema_describes_the_file() -> None:
     schema = Report.model_json_schema()
     later = run(started_from=[started_from()])
-    for made in (report(), report(run=later), report(guarantee=None, budget=None, metrics=[])):
+    full = report(audit=[sample.audit()], guarantee=guarantee(**sample.IN_OTHER_TERMS), **sample.STATED)
+    for made in (report(), report(run=later), full, report(guarantee=None, budget=None, metrics=[])):
         fields = json.loads(made.to_json())
         assert faults(fields, schema, schema) == []
     assert faults({**fields, "extra": 1}, schema, schema) == ["extra is unknown"]

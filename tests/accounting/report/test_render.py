@@ -1,14 +1,18 @@
 import math
 import re
 import sys
+from functools import lru_cache
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
+from accounting.report.figures import interval
+from accounting.report.guarantee import ProfilePoint
 from accounting.report.phrase import round_up
-from accounting.report.record import ProfilePoint, Report
-from accounting.report.render import MissingExtra, budget_bar, html, interval, markdown
+from accounting.report.record import Report
+from accounting.report.render import MissingExtra, budget_bar, html, markdown
 from accounting.report.scores import CurvePoint, Interval
 from tests.accounting.report import sample
 from tests.accounting.report.sample import (
@@ -25,6 +29,7 @@ from tests.accounting.report.sample import (
 )
 
 HOSTILE = '<script>alert("x")</script>&amp;<img src=x onerror=y>|`*'
+CURVE_OF_PROFILE = [ProfilePoint(delta=d, epsilon=e) for d, e in ((0.1, 0.6), (1e-2, 1.2), (1e-4, 2.2), (1e-9, 4.1))]
 VARIANTS = {
     "private": report(),
     "asserted": report(assumptions=[ENFORCED, CHECKED, ASSERTED]),
@@ -38,6 +43,14 @@ VARIANTS = {
                 started_from(run="c", public=True, verdict="not private", same_ledger=False, **WITHOUT_COST),
             ]
         )
+    ),
+    "everything stated": report(
+        audit=[sample.audit()],
+        guarantee=guarantee(**{**sample.IN_OTHER_TERMS, "curve": CURVE_OF_PROFILE}),
+        **sample.STATED,
+    ),
+    "contradicted by an audit": report(
+        audit=[sample.audit(), sample.audit(epsilon_lower=3.4567, verdict="violation", canary_kind="user")]
     ),
     "little stated": report(
         guarantee=guarantee(epsilon_lower=None, epsilon_without_amplification=None, profile=[], unit_columns=[]),
@@ -88,6 +101,18 @@ class Page(HTMLParser):
             self.headline += data
 
 
+def plot_of(source: str, title: str) -> str:
+    (found,) = (one for one in re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL) if f"<title>{title}" in one)
+    assert 'role="img"' in found
+    return str(found)
+
+
+def markers(plot: str) -> list[tuple[float, float]]:
+    """Returns where the points of a plot's own data are drawn."""
+    found = re.findall(r'<use xlink:href="#[^"]*" x="([\d.]*)" y="([\d.]*)" style="fill: var\(--accent\)', plot)
+    return [(float(x), float(y)) for x, y in found]
+
+
 def page_of(made: Report) -> Page:
     return Page(page_source(made))
 
@@ -100,7 +125,12 @@ def page_source(made: Report) -> str:
         with pytest.raises(MissingExtra, match=r'pip install "privads\[report\]"'):
             html(made)
         pytest.skip("the extra `report` is not installed")
-    return html(made)
+    return rendered(made.to_json())
+
+
+@lru_cache(maxsize=32)
+def rendered(text: str) -> str:
+    return html(Report.from_json(text))
 
 
 @pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
@@ -173,7 +203,8 @@ def test_no_epsilon_is_printed_without_its_terms(made: Report) -> None:
 
 
 def test_every_profile_point_and_the_figure_without_sampling_are_shown() -> None:
-    for text in (markdown(report()), page_of(report()).text):
+    made = report(guarantee=guarantee(epsilon_lower=2.9688))
+    for text in (markdown(made), page_of(made).text):
         for figure in (
             "epsilon >= 2.96 (delta 1e-06, user",
             "epsilon <= 2.56 (delta 1e-05, user",
@@ -257,19 +288,111 @@ def test_html_has_a_dark_and_a_printed_form_and_the_plot_follows() -> None:
     source = page_source(report())
     assert "prefers-color-scheme: dark" in source
     assert "@media print" in source
-    plot = re.search(r"<svg.*?</svg>", source, flags=re.DOTALL)
-    assert plot is not None
-    assert set(re.findall(r"#[0-9a-f]{6}\b", plot[0])) == set()
-    assert "var(--accent)" in plot[0]
+    plots = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
+    assert len(plots) == 2
+    for plot in plots:
+        assert set(re.findall(r"#[0-9a-f]{6}\b", plot)) == set()
+        assert "var(--accent)" in plot
+
+
+def test_the_plots_of_loss_show_the_points_of_the_record() -> None:
+    """Read off the plot by its axes: steps and epsilon, epsilon and the logarithm of delta."""
+    promise = VARIANTS["everything stated"].guarantee
+    assert promise is not None
+    source = page_source(VARIANTS["everything stated"])
+    points = [(at.steps, at.epsilon) for at in promise.over_steps]
+    assert read_off(plot_of(source, "Epsilon over the steps")) == pytest.approx(np.array(points), rel=0.005)
+    found = {(at.epsilon, math.log(at.delta)) for at in (*promise.profile, *promise.curve)}
+    found.add((promise.epsilon, math.log(promise.delta)))
+    shown = read_off(plot_of(source, "Privacy profile"), delta_is_log=True)
+    assert shown == pytest.approx(np.array(sorted(found)), rel=0.005)
+
+
+def read_off(plot: str, *, delta_is_log: bool = False) -> np.ndarray[Any, Any]:
+    """Returns the points of a plot as its axes say: (points, 2)."""
+    ticks = re.findall(
+        r'<use xlink:href="#[^"]*" x="([\d.]*)" y="([\d.]*)" style="fill: currentColor[^>]*>'
+        r"(?:(?!<use).)*?text-anchor: (middle|end)[^>]*>([^<]*)</text>",
+        plot,
+        flags=re.DOTALL,
+    )
+    places, found = markers(plot), []
+    for axis, anchor in ((0, "middle"), (1, "end")):
+        labels = [float(label.replace(",", "")) for *_, where, label in ticks if where == anchor]
+        labels = list(map(math.log, labels)) if axis and delta_is_log else labels
+        map_back = np.polyfit([float(tick[axis]) for tick in ticks if tick[2] == anchor], labels, 1)
+        found.append(np.polyval(map_back, [place[axis] for place in places]))
+    return np.stack(found, axis=1)
+
+
+def test_a_report_without_such_points_has_no_such_plots() -> None:
+    for made in (VARIANTS["little stated"], VARIANTS["without privacy"]):
+        assert "Epsilon over the steps" not in page_source(made)
+        assert "Privacy profile: delta" not in page_source(made)
+
+
+def test_an_audit_is_shown_with_its_power_and_the_absence_of_one_is_said() -> None:
+    made = VARIANTS["everything stated"]
+    terms = "(delta 1e-06, user, add/remove, final model)"
+    for text in (markdown(made), page_of(made).text):
+        assert f"epsilon >= 0.31 {terms} at 95 % confidence by one-run audit" in text
+        assert f"a correct run of the claimed epsilon shows on average epsilon >= 0.41 {terms}" in text
+        assert "252 of 400 correct" in text
+        assert "1,000, gradient: the model that is handed out has learned from them" in text
+        assert "No gross error was found, which does not confirm the claim" in text
+        assert "never audited" not in text
+    for text in (markdown(report()), page_of(report()).text):
+        assert "never audited: the claim rests on the assumptions alone" in text
+    contradicted = VARIANTS["contradicted by an audit"]
+    for text in (markdown(contradicted), page_of(contradicted).text):
+        assert text.index("epsilon >= 3.45") < text.index("epsilon >= 0.31"), "the worst comes first"
+        assert "Nothing is promised: an audit contradicts it." in text
+
+
+def test_what_people_stated_is_shown() -> None:
+    made = VARIANTS["everything stated"]
+    for text in (markdown(made), page_of(made).text):
+        for said in (
+            "Training: 40 batches of the rows before 2026-11-15.",
+            "ranking model of 2026",
+            "Example Ads",
+            "2026-12-01",
+            "the privacy board",
+            "half of what last year's model cost",
+            "sees all rows; trusted with: to show nothing but the model",
+            "30 days",
+            "the population, as declared",
+        ):
+            assert said in text, said
+        assert re.search(r"of a unit, unprotected( \| |\s?)none", text)
+
+
+def test_the_same_loss_in_other_terms_names_unit_neighbors_and_release() -> None:
+    about = "(user, add/remove, final model)"
+    for text in (markdown(VARIANTS["everything stated"]), page_of(VARIANTS["everything stated"]).text):
+        for said in (
+            f"finds at most 4.90 % of those that took part {about}",
+            f"its deltas at most 0.004 above the run's: to compare runs by, no promise {about}",
+            f"rho at most 16.53 {about}",
+            f"order 2: at most 0.31; order 8: at most 1.93 {about}",
+        ):
+            assert said in text, said
+
+
+def test_a_text_of_ten_million_characters_leaves_a_page_that_opens() -> None:
+    long = HOSTILE + "x" * 10_000_000
+    task = sample.BLOCKS["metrics"][0].model_copy(update={"task": long})
+    made = report(data=data(dataset=long, public=True), metrics=[task])
+    page_source(report())  # skips without the extra
+    for source in (html(made), markdown(made)):
+        assert len(source) < 1_000_000
+        assert "(cut: 10,000,0" in source
+    assert Page(html(made)).problems == []
 
 
 def test_the_calibration_plot_has_a_title_and_a_point_for_every_bin() -> None:
-    plot = re.search(r"<svg.*?</svg>", page_source(report()), flags=re.DOTALL)
-    assert plot is not None
-    assert 'role="img"' in plot[0]
-    assert "<title>Calibration of click: observed rate against mean prediction</title>" in plot[0]
-    markers = re.findall(r'<use xlink:href="#[^"]*" [^>]*style="fill: var\(--accent\)', plot[0])
-    assert len(markers) == len(sample.CURVE)
+    plot = plot_of(page_source(report()), "Calibration of click: observed rate against mean prediction")
+    assert len(markers(plot)) == len(sample.CURVE)
 
 
 @pytest.mark.parametrize("points", [[(0.0, 0.0)], [(0.01, 0.0), (0.4, 0.5)], [(0.2, 0.2)], [(1.0, 1.0)]])
@@ -281,7 +404,7 @@ def test_a_calibration_curve_may_hold_zeros_and_lack_intervals(points: list[tupl
 
 @variants
 def test_the_same_report_gives_the_same_bytes(made: Report) -> None:
-    assert page_source(made) == page_source(Report.from_json(made.to_json()))
+    assert page_source(made) == html(made)
     assert markdown(made) == markdown(Report.from_json(made.to_json()))
 
 
