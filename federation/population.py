@@ -36,6 +36,15 @@ def silos_of(population: Population) -> tuple[Rows, ...]:
     return silos
 
 
+def check_users(schema: Schema, plan: FederatedPlan) -> None:
+    """Raises ValueError where the rows of ``schema`` have no users, or others than the plan protects."""
+    if not schema.unit:
+        raise ValueError("users need unit columns: add unit = [COLUMN] to the schema")
+    if plan.budget is not None:
+        schema.check_unit(plan.budget.unit)
+        schema.check_history(plan.budget.unit)
+
+
 def randomness_of(silo: int, number: int, *, insecure_seed: int | None, secure: bool = False) -> Randomness:
     """Returns the randomness of a silo in round ``number``; from a seed the same wherever and whenever it is made."""
     if insecure_seed is None:
@@ -122,6 +131,16 @@ class Members:
     def silos(self) -> int:
         """How many there are."""
         return len(self._rows)
+
+    @property
+    def backend(self) -> str:
+        """How they are reached, in words."""
+        return "this process"
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What reaching them in this way leaves open: nothing."""
+        return ()
 
     @property
     def split(self) -> str:
