@@ -1,4 +1,4 @@
-"""The deployment example: its keys are what TLS and Flower ask for, and it trains between processes within its budget."""
+"""The deployment example: its keys are what TLS and Flower ask for, and processes train within its budget."""
 
 import importlib.util
 import ipaddress

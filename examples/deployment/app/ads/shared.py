@@ -1,4 +1,4 @@
-"""What the server and its nodes must have alike: each node compares it with what it is asked, and answers nothing else."""
+"""What the server and its nodes must have alike: a node compares it with what it is asked, and answers nothing else."""
 
 import torch
 
