@@ -454,3 +454,25 @@ def test_nobody_is_told_of_a_run_unless_asked() -> None:
             [sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True
         )
         assert done.stdout.split() == [asked]
+
+
+@pytest.mark.slow
+def test_rays_simulation_gives_the_model_of_one_process(log: Logs) -> None:
+    pytest.importorskip("ray", reason="Flower's simulation needs Ray: pip install 'privads[simulation]'")
+    from flwr.simulation import run_simulation
+
+    silos = [*log.split(test_fraction=0.3), log]
+    found, task, runs = twin(cohort=60, rounds=3), task_of(log), list[FederatedRun]()
+    here = federate(task, silos, found, insecure_seed=3)
+
+    def main(grid: Any, config: Mapping[str, Any]) -> None:
+        given = {"round_seconds": math.inf, "wait_seconds": 60.0, "insecure_seed": 3}
+        runs.append(over_flower(log, found, silos=silos, grid=grid, task=task, **given))
+
+    run_simulation(
+        flower.server_app(main),
+        client_app(task, lambda config: silos[config["partition-id"]], found, insecure_seed=3),
+        num_supernodes=3,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}},
+    )
+    assert difference(here.model, runs[0].model) < 1e-6
