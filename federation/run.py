@@ -37,8 +37,9 @@ SENT = "messages of one user in the whole run"
 class FederatedRun:
     """A finished federated run. ``model`` is a plain module with the last round's weights; the task's is as it was.
 
-    silos: how many there were. clip_norm: after the last round. optimizer: the name of the server's. split, features:
-    of the rows, as `privads.training.run.Run` has them.
+    silos: how many there were. backend, not_covered: how they were reached, and what that leaves open. clip_norm: after
+    the last round. optimizer: the name of the server's. split, features: of the rows, as `privads.training.run.Run` has
+    them.
     """
 
     model: nn.Module
@@ -53,6 +54,8 @@ class FederatedRun:
     randomness: str
     floating_point: str
     insecure_seed: int | None
+    backend: str = "this process"
+    not_covered: tuple[str, ...] = ()
     split: str = "not stated"
     features: Features | None = None
     ledger: Ledger | None = None
@@ -80,6 +83,7 @@ class FederatedRun:
             "plan": dataclasses.asdict(plan),
             "task": self.task.settings,
             "silos": self.silos,
+            "backend": self.backend,
         }
         return record.Report(
             run=this_run(
@@ -231,6 +235,7 @@ class FederatedRun:
                 "What the server sees: it is trusted, and sees each silo's sum before the noise, and in which rows of "
                 "tables it is not zero."
             )
+        yield from self.not_covered
         yield "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget."
         yield "What the model's initial weights had learned elsewhere."
         yield "Other uses of these data that are not charged to the same ledger."

@@ -25,7 +25,7 @@ from accounting.budget import BudgetExceeded
 from accounting.ledger import Entry, Ledger
 from federation.cohort import LocalTraining
 from federation.plan import FederatedPlan
-from federation.population import Members, Population
+from federation.population import Members, Population, check_users
 from federation.rounds import RoundState, ServerOptimizer, after_round, averaging, first_state
 from federation.run import FederatedRun
 from federation.sums import UserSums
@@ -59,6 +59,16 @@ class Parties(Protocol):
     @property
     def silos(self) -> int:
         """How many silos there are."""
+        ...
+
+    @property
+    def backend(self) -> str:
+        """How they are reached, in words."""
+        ...
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What reaching them in this way leaves open, for the report."""
         ...
 
     @property
@@ -179,6 +189,8 @@ def serve(
         plan=plan,
         schema=parties.schema,
         silos=parties.silos,
+        backend=parties.backend,
+        not_covered=parties.not_covered,
         ledger=ledger if charge.run is not None else None,
         entry=charge.run,
         rounds_done=state.done,
@@ -198,11 +210,7 @@ def check_before(plan: FederatedPlan, parties: Parties, ledger: Ledger | None, r
     """Raises ValueError where plan, data and ledger do not go together; reads no row."""
     schema = parties.schema
     check_may_read(schema, ledger, insecure_seed=randomness.insecure_seed, private=plan.private, doing="training on")
-    if not schema.unit:
-        raise ValueError("users need unit columns: add unit = [COLUMN] to the schema")
-    if plan.budget is not None:
-        schema.check_unit(plan.budget.unit)
-        schema.check_history(plan.budget.unit)
+    check_users(schema, plan)
     parties.check()
 
 

@@ -35,6 +35,7 @@ class Dying:
     def __init__(self, log: Logs, at: int, after: int = 0) -> None:
         self.inner, self.at, self.after, self.sent = Members(log), at, after, {}
         self.schema, self.silos, self.split, self.features = log.schema, 1, "all rows", None
+        self.backend, self.not_covered = "this process", ()
         self.check, self.open = self.inner.check, self.inner.open
         self.standing, self.restore = self.inner.standing, self.inner.restore
 
