@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click import ClickException, UsageError
+from click import BadParameter, ClickException, UsageError
 
 from privads import (
     cli_attribute,
@@ -61,6 +61,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the working checkpoint (run.checkpoint), if there is one.")
     ] = False,
+    audit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="canaries=1000: plant so many made-up units in the log, and test the claim by them; kind=gradient, "
+            "row or user says which.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -69,6 +77,10 @@ def train(
 
     settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
     settings += ["data.keep_cache=true"] if keep_cache else []
+    for one in audit or []:
+        if "=" not in one:
+            raise BadParameter(f"--audit takes KEY=VALUE, such as canaries=1000, got {one!r}")
+        settings.append(f"audit.{one}")
     read = read_config(config, settings)  # before the slow imports: a typing error is answered at once
 
     from accounting.report.summary import summary
@@ -88,10 +100,13 @@ def train(
     report = run.report()
     if as_json:
         typer.echo(report.to_json(), nl=False)
-        return
-    typer.echo(summary(report))
-    page = job.out / "report.html"
-    typer.echo(f"report: {page if page.is_file() else job.out / 'report.json'}")
+    else:
+        typer.echo(summary(report))
+        page = job.out / "report.html"
+        typer.echo(f"report: {page if page.is_file() else job.out / 'report.json'}")
+    if report.contradictions:
+        typer.echo("privads: the audit contradicts the claim: do not hand out the model", err=True)
+        raise typer.Exit(cli_budget.CONTRADICTED)
 
 
 @app.command()

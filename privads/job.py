@@ -9,6 +9,7 @@ import torch
 
 from accounting.budget import EXAMPLE, Budget, BudgetExceeded
 from accounting.ledger import Ledger
+from privads.attacks.canaries import Canaries
 from privads.config import ConfigError, parse_model
 from privads.evaluation.held_out import plan_held_out, released_on
 from privads.evaluation.release import MetricsPlan
@@ -50,6 +51,7 @@ class TrainJob:
     metrics: MetricsPlan | None = None
     start: Path | None = None
     checkpoint: Checkpoint | None = None
+    canaries: Canaries | None = None
 
     def run(self, *, progress: Progress | None = None) -> Run:
         """Returns the finished run, saved to its folder; only then its working checkpoint is removed."""
@@ -71,6 +73,7 @@ class TrainJob:
             config=self.config.model_dump(mode="json", by_alias=True, exclude_none=True),
             start=self.start,
             checkpoint=self.checkpoint,
+            canaries=self.canaries,
         )
         try:
             table = self.config.evaluation
@@ -111,10 +114,15 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     if start is not None:
         check_start(start_of(start), model, schema)
     checkpoint = _checkpoint(config, out, resume=resume)
+    if checkpoint is not None and config.audit is not None:
+        raise ConfigError("a run with canaries cannot be resumed: leave out [audit], or run.checkpoint")
     if checkpoint is not None and fitting is not None and fitting.file is None:
         raise ConfigError("a run with a checkpoint must find its features again: say where to keep them, features.file")
     ledger = None if config.plan.without_privacy else open_ledger(config, schema)
     plan = make_plan(config.plan, schema)
+    canaries = None if config.audit is None else Canaries(count=config.audit.canaries, kind=config.audit.kind)
+    if canaries is not None:
+        canaries.check(plan.budget)
     metrics = plan_held_out(config, test)
     beside = {} if metrics is None else {"evaluation": metrics.release}
     if fitting is not None and fitting.release is not None:
@@ -133,6 +141,7 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
         metrics=metrics,
         start=start,
         checkpoint=checkpoint,
+        canaries=canaries,
     )
 
 

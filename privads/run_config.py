@@ -271,6 +271,13 @@ class ReportTable(_Table):
     log_retention: Line | None = None
 
 
+class AuditTable(_Table):
+    """An audit of the run with ``canaries`` made-up units of a ``kind``, as `privads.attacks.canaries` says."""
+
+    canaries: int = Field(ge=50, le=100_000)
+    kind: Literal["gradient", "row", "user"] = "gradient"
+
+
 class RunTable(_Table):
     """Where the run folder and a working checkpoint go, the run it starts from, and seeds."""
 
@@ -302,6 +309,7 @@ class RunConfig(_Table):
 
     attribution: AttributionTable | None = None
     ledger: LedgerTable | None = None
+    audit: AuditTable | None = None
     report: ReportTable | None = None
     run: RunTable = RunTable()
 

@@ -23,6 +23,7 @@ from accounting.report import record, scores
 from accounting.report.guarantee import Guarantee
 from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
+from privads.attacks.evidence import Evidence
 from privads.batch import Rows, settled
 from privads.evaluation.calibrate import Calibration
 from privads.evaluation.metrics import TaskMetrics, evaluate
@@ -71,7 +72,7 @@ class Run:
 
     released: metrics that were released with privacy. calibrations: maps fitted to what those were read from.
     started_from: the runs in the weights that it began with, the latest first. features: the fitted transforms by which
-    the model reads rows.
+    the model reads rows. evidence: of an audit with canaries.
     """
 
     model: nn.Module
@@ -87,6 +88,7 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     started_from: tuple[StartedFrom, ...] = ()
     features: Features | None = None
+    evidence: Evidence | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -180,6 +182,7 @@ class Run:
                 scores.ValueMetrics.model_validate({"task": task, "released": False, **dataclasses.asdict(metrics)})
                 for task, metrics in self.values.items()
             ),
+            audit=() if self.evidence is None else (self.evidence.result(),),
             product=said.product,
             setting=setting(RELEASED) if self.plan.private else None,
             security=said.security,
