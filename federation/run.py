@@ -26,8 +26,9 @@ from privads.logs.schema import Schema
 from privads.models import MODELS
 from privads.promise import guarantee, ledger_budget, this_run
 from privads.stated import SIDE_CHANNELS
+from privads.training.finished import predict
 from privads.training.resume import Resumption
-from privads.training.run import fingerprint, predict, settings_of
+from privads.training.run import fingerprint, settings_of
 
 RELEASED = "models of all rounds"
 SENT = "messages of one user in the whole run"

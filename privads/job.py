@@ -1,7 +1,7 @@
 """The training job that a `run.toml` describes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from privads.features.transforms import Pipeline
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import build
+from privads.progress import Spending
 from privads.run_config import DataTable, PlanTable, RunConfig
 from privads.signals.release import Release
 from privads.training import working
@@ -57,7 +58,7 @@ class TrainJob:
         if self.fitting is not None:
             features = self.fitting.run(train, self.ledger, insecure_seed=self.config.run.insecure_seed)
             train, test = train.with_features(features), None if test is None else test.with_features(features)
-            model = _model(self.config, train.schema)
+            model = model_of(self.config, train.schema)
         run = fit(
             model,
             train,
@@ -75,7 +76,7 @@ class TrainJob:
         try:
             table = self.config.evaluation
             if self.metrics is not None and test is not None and table is not None:
-                run = released_on(
+                released, maps = released_on(
                     run,
                     test,
                     self.metrics,
@@ -83,6 +84,7 @@ class TrainJob:
                     insecure_seed=self.config.run.insecure_seed,
                     calibration=table.calibration,
                 )
+                run = replace(run, released=released, calibrations=maps)
         finally:  # what was trained and paid for is kept, whatever becomes of its metrics
             run.save(self.out)
             if self.checkpoint is not None:
@@ -100,17 +102,17 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     keep = config.data.keep_cache
     train, test = open_logs(config, cache=out.parent / KEPT_ROWS if keep else out.parent)
     schema = train.schema
-    features, fitting = _features(config, train)
+    features, fitting = features_of(config, train)
     if features is not None:
         train, test = train.with_features(features), None if test is None else test.with_features(features)
         schema = train.schema
-    model = _model(config, schema)
+    model = model_of(config, schema)
     start = None if config.run.start is None else Path(config.run.start)
     if start is not None and fitting is not None:
         raise ConfigError("a run that starts from another's weights needs its features: name them, features.file")
     if start is not None:
         check_start(start_of(start), model, schema)
-    checkpoint = _checkpoint(config, out, resume=resume)
+    checkpoint = checkpoint_of(config, out, resume=resume)
     if checkpoint is not None and fitting is not None and fitting.file is None:
         raise ConfigError("a run with a checkpoint must find its features again: say where to keep them, features.file")
     ledger = None if config.plan.without_privacy else open_ledger(config, schema)
@@ -120,7 +122,7 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     if fitting is not None and fitting.release is not None:
         beside = {"features": fitting.release, **beside}
     if ledger is not None and beside:
-        _check_all_fit(ledger, schema, beside, plan)
+        check_all_fit(ledger, schema, beside, plan)
     return TrainJob(
         config=config,
         train=train,
@@ -136,13 +138,14 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     )
 
 
-def _model(config: RunConfig, schema: Schema) -> torch.nn.Module:
+def model_of(config: RunConfig, schema: Schema) -> torch.nn.Module:
+    """Returns the model that [model] names, with weights from ``run.seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
         return build(config.model.name, schema, config.model.model_extra)
 
 
-def _features(config: RunConfig, train: Logs) -> tuple[Features | None, Fitting | None]:
+def features_of(config: RunConfig, train: Logs) -> tuple[Features | None, Fitting | None]:
     """Returns the features that a run finds, or how it will fit them."""
     table, schema = config.features, train.source
     if table is None:
@@ -194,7 +197,7 @@ def _check_cost(features: Features, config: RunConfig, file: Path) -> None:
         )
 
 
-def _check_all_fit(ledger: Ledger, schema: Schema, beside: Mapping[str, Release], plan: TrainPlan) -> None:
+def check_all_fit(ledger: Ledger, schema: Schema, beside: Mapping[str, Release], plan: Spending) -> None:
     """Refuse a job of which a part would be paid for, and a later one would then not fit."""
     balance = ledger.balance(schema.dataset)
     if balance.rule != "basic" or plan.budget is None or balance.limit.unit != plan.budget.unit:
@@ -236,7 +239,8 @@ def open_ledger(config: RunConfig, schema: Schema) -> Ledger | None:
     return ledger
 
 
-def _checkpoint(config: RunConfig, out: Path, *, resume: bool) -> Checkpoint | None:
+def checkpoint_of(config: RunConfig, out: Path, *, resume: bool) -> Checkpoint | None:
+    """Returns the working checkpoint that [run] asks for; refuses one in a place where it cannot be kept."""
     if config.run.checkpoint is None:
         if resume:
             raise ConfigError("nothing to resume from: name the file of the working checkpoint, run.checkpoint")
