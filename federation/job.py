@@ -19,7 +19,7 @@ from federation.task import Task
 from privads.config import ConfigError
 from privads.evaluation.held_out import plan_held_out, released_on
 from privads.evaluation.release import MetricsPlan
-from privads.job import check_all_fit, checkpoint_of, features_of, model_of, open_ledger, open_logs
+from privads.job import cache_of, check_all_fit, checkpoint_of, features_of, model_of, open_ledger, open_logs
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.progress import bar
@@ -96,7 +96,7 @@ def prepare(config: RunConfig, table: FederationTable, *, resume: bool = False) 
         raise ConfigError("run.start is for `privads train`: a federated run begins with new weights; leave it out")
     out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
     check_writable(out)
-    silos, test = open_silos(config, table)
+    silos, test = open_silos(config, table, cache=cache_of(config, out))
     schema = silos[0].schema
     checkpoint = checkpoint_of(config, out, resume=resume)
     ledger = None if config.plan.without_privacy else open_ledger(config, silos[0].source)
@@ -118,17 +118,19 @@ def prepare(config: RunConfig, table: FederationTable, *, resume: bool = False) 
     )
 
 
-def open_silos(config: RunConfig, table: FederationTable) -> tuple[tuple[Logs, ...], Logs | None]:
+def open_silos(
+    config: RunConfig, table: FederationTable, *, cache: Path | None = None
+) -> tuple[tuple[Logs, ...], Logs | None]:
     """Returns (the rows that each silo trains on, those that are held out), with missing files and columns refused.
 
     The held-out rows are those of ``data.path``: the split is one and the same for all files, by a row's time or its
     unit's key, so no silo trains on any of them.
     """
-    train, test = open_logs(config)
+    train, test = open_logs(config, cache=cache)
     silos = [train]
     if table.silo_paths:
         paths = [config.data.model_copy(update={"path": path}) for path in table.silo_paths]
-        silos = [open_logs(config.model_copy(update={"data": one}))[0] for one in paths]
+        silos = [open_logs(config.model_copy(update={"data": one}), cache=cache)[0] for one in paths]
     features, fitting = features_of(config, train)
     if fitting is not None and fitting.release is not None:
         raise ConfigError(
@@ -136,7 +138,7 @@ def open_silos(config: RunConfig, table: FederationTable) -> tuple[tuple[Logs, .
             "leave them out, or name the file of fitted ones, features.file"
         )
     if fitting is not None:
-        features = fitting.run(train, None)  # they are free: nothing is read
+        features = replace(fitting, file=None).run(train, None)  # they are free: nothing is read, nothing to keep
     if features is not None:
         silos = [one.with_features(features) for one in silos]
         test = None if test is None else test.with_features(features)

@@ -99,8 +99,7 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     """
     out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
     check_writable(out)
-    keep = config.data.keep_cache
-    train, test = open_logs(config, cache=out.parent / KEPT_ROWS if keep else out.parent)
+    train, test = open_logs(config, cache=cache_of(config, out))
     schema = train.schema
     features, fitting = features_of(config, train)
     if features is not None:
@@ -215,6 +214,11 @@ def check_all_fit(ledger: Ledger, schema: Schema, beside: Mapping[str, Release],
             f"{schema.dataset!r} has delta {balance.left_delta} left, but {parts} together ask for {delta:.6g}; "
             f"lower {' or '.join(f'{one}.delta' for one in [*beside, 'plan'])}"
         )
+
+
+def cache_of(config: RunConfig, out: Path) -> Path:
+    """Returns the folder for the encoded rows of a job that writes ``out``."""
+    return out.parent / KEPT_ROWS if config.data.keep_cache else out.parent
 
 
 def open_logs(config: RunConfig, *, cache: Path | None = None) -> tuple[Logs, Logs | None]:
