@@ -22,7 +22,7 @@ PINS = Path(__file__).resolve().parents[2] / "shared" / "data" / "pinterest-10co
 USERS = 20_000
 """Of the simulated log."""
 
-EPSILON, DELTA, COHORT, ROUNDS = 8.0, 1e-5, 2000, 100
+EPSILON, DELTA, COHORT, ROUNDS = 8.0, 1e-5, 2000, 50
 
 
 def log_of(folder: Path) -> pa.Logs:

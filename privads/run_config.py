@@ -350,7 +350,7 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     for name, key in (("learn", "tables"), ("federation", "silo_paths")):
         table = result.get(name)
         if isinstance(table, dict) and isinstance(table.get(key), list):
-            result[name] = {**table, key: [str(folder / one) for one in table[key] if isinstance(one, str)]}
+            result[name] = {**table, key: [str(folder / one) if isinstance(one, str) else one for one in table[key]]}
     ledger = result.get("ledger")
     if isinstance(ledger, dict) and isinstance(ledger.get("url"), str) and ledger["url"].startswith(SQLITE):
         result["ledger"] = {**ledger, "url": f"{SQLITE}{folder / ledger['url'].removeprefix(SQLITE)}"}
