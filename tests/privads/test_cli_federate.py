@@ -94,13 +94,15 @@ def test_the_file_of_a_training_run_serves_without_an_edit(folder: Path) -> None
 
 
 def test_json_is_the_report_and_holds_what_was_asked_for(folder: Path) -> None:
-    done = federate(folder, "federation.local_steps=2", "federation.server='adam'", flags=("--json", "--quiet"))
+    settings = ("federation.local_steps=2", "federation.server='adam'", "report.author='Ada'")
+    done = federate(folder, *settings, flags=("--json", "--quiet"))
     told = json.loads(done.stdout)
     assert told == json.loads((folder / "run" / "report.json").read_text())
     assert told["run"]["config"]["federation"]["local_steps"] == 2
     assert told["run"]["config"]["plan"]["cohort"] == 60
     assert told["run"]["config"]["task"]["local_steps"] == 2
     assert told["model"]["optimizer"].startswith("Adam on the server")
+    assert told["run"]["author"] == "Ada"
 
 
 @pytest.mark.parametrize(
