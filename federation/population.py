@@ -145,7 +145,7 @@ class Members:
     @property
     def split(self) -> str:
         """Which rows are trained on, in words."""
-        return "; ".join(getattr(one, "split_text", "all rows") for one in self._rows)
+        return "; ".join(dict.fromkeys(getattr(one, "split_text", "all rows") for one in self._rows))
 
     @property
     def features(self) -> Any:

@@ -26,7 +26,7 @@ from accounting.ledger import Entry, Ledger
 from federation.cohort import LocalTraining
 from federation.plan import FederatedPlan
 from federation.population import Members, Population, check_users
-from federation.rounds import RoundState, ServerOptimizer, after_round, averaging, first_state
+from federation.rounds import RoundState, ServerOptimizer, after_round, averaging, check_optimizer, first_state
 from federation.run import FederatedRun
 from federation.sums import UserSums
 from federation.task import Task
@@ -158,6 +158,7 @@ def serve(
         charge = Charge.first(task, plan, parties.schema, ledger)
     else:
         state = _state_of(kept, task, plan, parties.schema)
+        check_optimizer(state, optimizer)
         charge = Charge.again(kept, task, plan, parties.schema, ledger)
     # From here on private rows are read, and whatever happens the charge stays.
     started = time.monotonic()
