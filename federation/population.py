@@ -11,12 +11,13 @@ from torch import Tensor
 
 from federation.cohort import LocalTraining
 from federation.plan import FederatedPlan
-from federation.sums import UserSums
+from federation.sums import UserSums, Weights
 from federation.task import Task
 from privads.batch import Rows
 from privads.logs.schema import Schema
 from privads.noise import Randomness
 from privads.training.sampling import Draw, Numbers, PoissonSampler
+from privads.training.tables import Runs
 from privads.training.working import CheckpointError
 
 Population = Rows | Sequence[Rows]
@@ -69,6 +70,7 @@ class Silo:
         )
         users = int(self._units.max()) + 1 if len(self._units) else 0
         self.sent: Numbers = np.zeros(users, dtype=np.int64)  # by each user so far
+        self._drawn: Draw | None = None
 
     def draw_from(self, randomness: Randomness) -> None:
         """Take all that is drawn from now on from here."""
@@ -93,13 +95,23 @@ class Silo:
         self.sent[users] += 1
         return drawn
 
-    def sums(self, local: LocalTraining, weights: Mapping[str, Tensor], *, clip_norm: float) -> UserSums:
-        """Returns the sum over a fresh cohort of its users' clipped updates.
+    @property
+    def has_named(self) -> bool:
+        """Whether a cohort has named its rows and waits for them."""
+        return self._drawn is not None
+
+    def named(self, local: LocalTraining) -> dict[str, Tensor]:
+        """Returns, per table, the rows that a fresh cohort will read; the next `sums` are those of this cohort."""
+        self._drawn = self.draw()
+        return local.named(self.rows, self._drawn)
+
+    def sums(self, local: LocalTraining, weights: Weights, *, clip_norm: float) -> UserSums:
+        """Returns the sum over a cohort of its users' clipped updates: the one whose rows were named, or a fresh one.
 
         Under mechanism "local" each user adds N(0, (noise_multiplier clip_norm)^2) to every number of every table; n
         such noises are one of sqrt(n) times the size.
         """
-        drawn = self.draw()
+        drawn, self._drawn = self._drawn or self.draw(), None
         with _fresh_dropout(self._randomness):
             found = local.cohort_sums(self.rows, drawn, weights, clip_norm=clip_norm)
         if self.plan.mechanism == "central":
@@ -159,20 +171,34 @@ class Members:
 
     def open(self, task: Task, plan: FederatedPlan, *, insecure_seed: int | None, secure: bool) -> None:
         """Read whose the rows are."""
-        self._local = LocalTraining(task, self.schema)
+        self._local = LocalTraining(task, self.schema, counting=plan.table_noise == "adafest")
         self._source = {"insecure_seed": insecure_seed, "secure": secure}
         self._silos = [
             Silo(rows, plan, rows_per_user=task.rows_per_user, randomness=randomness_of(silo, 0, **self._source))
             for silo, rows in enumerate(self._rows)
         ]
 
-    def sums(self, number: int, weights: Mapping[str, Tensor], *, clip_norm: float) -> Iterator[UserSums]:
-        """Yields the clipped sum of each silo for round ``number``."""
-        if self._local is None:
-            raise RuntimeError("open comes first")
+    def named(self, number: int) -> dict[str, Tensor]:
+        """Returns, per table, the rows that the cohorts of round ``number`` will read."""
+        each = []
         for place, silo in enumerate(self._silos):
             silo.draw_from(randomness_of(place, number, **self._source))
-            yield silo.sums(self._local, weights, clip_norm=clip_norm)
+            each.append(silo.named(self._ready))
+        names = {name for one in each for name in one}
+        return {name: Runs.of(torch.cat([one[name] for one in each if name in one])).keys for name in sorted(names)}
+
+    def sums(self, number: int, weights: Weights, *, clip_norm: float) -> Iterator[UserSums]:
+        """Yields the clipped sum of each silo for round ``number``."""
+        for place, silo in enumerate(self._silos):
+            if not silo.has_named:
+                silo.draw_from(randomness_of(place, number, **self._source))
+            yield silo.sums(self._ready, weights, clip_norm=clip_norm)
+
+    @property
+    def _ready(self) -> LocalTraining:
+        if self._local is None:
+            raise RuntimeError("open comes first")
+        return self._local
 
     def standing(self) -> dict[str, Any]:
         """Returns what a resume needs to know: how often each user of a silo has sent an update."""

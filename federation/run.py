@@ -32,6 +32,22 @@ from privads.training.run import fingerprint, predict, settings_of
 RELEASED = "models of all rounds"
 SENT = "messages of one user in the whole run"
 
+_TABLES = {
+    "dense": (
+        "the server's optimizer sees the noised mean alone, with noise on every row of every table",
+        "after_round",
+    ),
+    "lazy": (
+        "every row of a table has the noise of all rounds before it when it is sent, and so has the last model",
+        "federation.tables.settle and flush",
+    ),
+    "adafest": (
+        "which rows of tables a round changes follows from noised counts alone, and each of them gets its noise",
+        "SelectedTables",
+    ),
+}
+"""What a report says of each `federation.plan.TableNoise`, and what makes it so."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FederatedRun:
@@ -166,8 +182,10 @@ class FederatedRun:
             floating_point=self.floating_point,
             sampled="users" if plan.silos == 1 else "users, in each silo by itself",
             clipping=clipping if private else "none",
-            table_noise="dense",
-            other_noise_multipliers=() if plan.count_noise_multiplier is None else (plan.count_noise_multiplier,),
+            table_noise=plan.table_noise,
+            other_noise_multipliers=tuple(
+                one for one in (plan.count_noise_multiplier, plan.selection_noise_multiplier) if one is not None
+            ),
             implementation=f"federation and privads on torch {torch.__version__}",
         )
 
@@ -208,10 +226,7 @@ class FederatedRun:
             ),
             ("one user adds at most clip_norm to a silo's sum of a round", "LocalTraining, in floating point"),
             ("the noised sum is divided by the plan's cohort, a public number", "noised_mean"),
-            (
-                "the server's optimizer sees the noised mean alone, with noise on every row of every table",
-                "after_round",
-            ),
+            _TABLES[plan.table_noise],
         ):
             yield record.Assumption(status="enforced", text=text, by=by)
         if self.entry is not None:
@@ -234,6 +249,11 @@ class FederatedRun:
             yield (
                 "What the server sees: it is trusted, and sees each silo's sum before the noise, and in which rows of "
                 "tables it is not zero."
+            )
+        if self.plan.table_noise == "lazy":
+            yield (
+                "Which rows of tables a silo is sent: those that its cohort reads. The server sees them before each "
+                "round, and whoever watches the messages sees how many they are."
             )
         yield from self.not_covered
         yield "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget."
