@@ -90,12 +90,12 @@ class Updates:
         """Returns of every table (rows, 1) ``sum_u v_u``; over all tables together a user's v_u is at most 1 long."""
         if not self.tables:
             return {}
-        read = [len(one.ids) for one in self.tables.values()]
-        each = torch.from_numpy(shares(torch.cat([one.owners for one in self.tables.values()]).numpy()))
-        found = {}
-        for (name, table), part in zip(self.tables.items(), each.split(read), strict=True):
-            runs = Runs.of(table.ids)
-            found[name] = SparseSum(runs.keys, sums_of_runs(part[:, None], runs.order, runs.starts), table.rows)
+        each = torch.from_numpy(shares(torch.cat([one.owners for one in self.tables.values()]).numpy()))[:, None]
+        found, start = {}, 0
+        for name, table in self.tables.items():
+            runs, own = Runs.of(table.ids), each[start : start + len(table.ids)]
+            found[name] = SparseSum(runs.keys, sums_of_runs(own, runs.order, runs.starts), table.rows)
+            start += len(table.ids)
         return found
 
 

@@ -240,7 +240,7 @@ def serve(
         rounds_done=state.done,
         clip_norm=state.clip_norm,
         seconds=time.monotonic() - started,
-        optimizer=type(optimizer([nn.Parameter(torch.zeros(1))])).__name__,
+        optimizer=type(optimizer([nn.Parameter(one) for one in state.weights.values()])).__name__,
         randomness=randomness.description,
         floating_point=_floating_point(plan, randomness),
         insecure_seed=insecure_seed,
@@ -341,7 +341,9 @@ class Charge:
 
     def lease(self) -> str | None:
         """Returns the secret by which another process may go on under the run's charge; an earlier one is void."""
-        return None if self.ledger is None or not self.held else self.ledger.lease(self.held[0])
+        if self.ledger is None or not self.held or self.held[0].holder is None:
+            return None
+        return self.ledger.lease(self.held[0])
 
     def commit(self) -> None:
         """Say that the run is over."""

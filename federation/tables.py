@@ -21,7 +21,7 @@ from federation.sums import SentRows, UserSums, Weights
 from privads.noise import Randomness
 from privads.training.owed import Debt, OwingTable, is_plain, step_of
 from privads.training.selection import SelectedTables, selection
-from privads.training.tables import add_step
+from privads.training.tables import SparseSum, add_step
 
 
 def owing(weights: Mapping[str, Tensor], rounds: int) -> dict[str, OwingTable]:
@@ -79,8 +79,8 @@ def stepping(
     names = {one: name for name, one in parameters.items()}
     select = selection(plan, sum(map(len, names)), randomness)
     selected = SelectedTables(names, optimizer, randomness, batch=plan.cohort, select=select)
-    by_parameter = {one: sums.tables[name] for one, name in names.items()}
-    touched = {one: sums.touched[name] for one, name in names.items() if name in sums.touched}
+    by_parameter: dict[Tensor, Tensor | SparseSum] = {one: sums.tables[name] for one, name in names.items()}
+    touched: dict[Tensor, SparseSum] = {one: sums.touched[name] for one, name in names.items() if name in sums.touched}
     with selected.stepping(by_parameter, touched, noise_std=noise_std):
         yield
 
