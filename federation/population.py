@@ -1,15 +1,18 @@
 """Registered users, in one silo or several: who joins a round, how often they did, and what their silo adds up."""
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from federation.cohort import LocalTraining
+from federation.identity import Identified, allowed
 from federation.plan import FederatedPlan
 from federation.sums import UserSums, Weights
 from federation.task import Task
@@ -57,10 +60,19 @@ class Silo:
     """The users of one silo, who join every round independently with the plan's sampling rate.
 
     Reads whose the rows are. A user of more rows than ``rows_per_user`` brings a random choice of them. Where the plan
-    limits how often a user sends an update, one who did so that often is left out of what is drawn.
+    limits how often a user sends an update, one who did so that often is left out of what is drawn, and so are users
+    who are not among the ``allowed`` (users,), None for all: other silos use their rows.
     """
 
-    def __init__(self, rows: Rows, plan: FederatedPlan, *, rows_per_user: int, randomness: Randomness) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        plan: FederatedPlan,
+        *,
+        rows_per_user: int,
+        randomness: Randomness,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.rows, self.plan, self._units, self._randomness = rows, plan, rows.units, randomness
         self._sampler = PoissonSampler(
             self._units,
@@ -71,6 +83,9 @@ class Silo:
         users = int(self._units.max()) + 1 if len(self._units) else 0
         self.sent: Numbers = np.zeros(users, dtype=np.int64)  # by each user so far
         self._drawn: Draw | None = None
+        if allowed is not None and len(allowed) != users:
+            raise ValueError(f"a silo of {users} users was told of {len(allowed)}: tell of each")
+        self._allowed = allowed
 
     def draw_from(self, randomness: Randomness) -> None:
         """Take all that is drawn from now on from here."""
@@ -81,8 +96,10 @@ class Silo:
         drawn, most = self._sampler.draw(), self.plan.participations
         users = np.zeros(drawn.units, dtype=np.int64)
         users[drawn.owners] = self._units[drawn.row_numbers]  # every unit of the rows has one
-        if most is not None:
-            may = self.sent[users] < most
+        if most is not None or self._allowed is not None:
+            may = np.ones(len(users), dtype=bool) if self._allowed is None else self._allowed[users]
+            if most is not None:
+                may &= self.sent[users] < most
             kept = may[drawn.owners]
             number = np.cumsum(may) - 1
             drawn = Draw(
@@ -126,10 +143,14 @@ class Silo:
 
 
 class Members:
-    """The silos of a population, all in this process: `federation.server.Parties`."""
+    """The silos of a population, all in this process: `federation.server.NamingParties`.
 
-    def __init__(self, population: Population) -> None:
-        self._rows = silos_of(population)
+    shared_units: the unit columns name a user alike in all silos, and at most the plan's ``silos`` of them use the rows
+    of one (`federation.identity`).
+    """
+
+    def __init__(self, population: Population, *, shared_units: bool = False) -> None:
+        self._rows, self.limited = silos_of(population), shared_units
         self._silos: list[Silo] = []
         self._local: LocalTraining | None = None
         self._source: dict[str, Any] = {}
@@ -168,13 +189,28 @@ class Members:
         """Refuse files that are missing and columns that do not fit; reads no row."""
         for one in self._rows:
             one.check()
+            if self.limited and not isinstance(one, Identified):
+                raise ValueError(
+                    f"a {type(one).__name__} cannot tell which users silos share: give it a method identifiers(key), "
+                    "or leave out shared_units"
+                )
 
     def open(self, task: Task, plan: FederatedPlan, *, insecure_seed: int | None, secure: bool) -> None:
         """Read whose the rows are."""
         self._local = LocalTraining(task, self.schema, counting=plan.table_noise == "adafest")
         self._source = {"insecure_seed": insecure_seed, "secure": secure}
+        may: list[NDArray[np.bool_]] | list[None] = [None] * len(self._rows)
+        if self.limited and len(self._rows) > plan.silos:
+            key = hashlib.sha256(self.schema.dataset.encode()).digest()  # no secret where all silos are one process
+            may = allowed([one.identifiers(key) for one in self._rows if isinstance(one, Identified)], silos=plan.silos)
         self._silos = [
-            Silo(rows, plan, rows_per_user=task.rows_per_user, randomness=randomness_of(silo, 0, **self._source))
+            Silo(
+                rows,
+                plan,
+                rows_per_user=task.rows_per_user,
+                randomness=randomness_of(silo, 0, **self._source),
+                allowed=may[silo],
+            )
             for silo, rows in enumerate(self._rows)
         ]
 

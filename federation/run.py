@@ -53,9 +53,9 @@ _TABLES = {
 class FederatedRun:
     """A finished federated run. ``model`` is a plain module with the last round's weights; the task's is as it was.
 
-    silos: how many there were. backend, not_covered: how they were reached, and what that leaves open. clip_norm: after
-    the last round. optimizer: the name of the server's. split, features: of the rows, as `privads.training.run.Run` has
-    them.
+    silos: how many there were. backend, not_covered: how they were reached, and what that leaves open. limited: at most
+    the plan's silos used one user's rows. clip_norm: after the last round. optimizer: the name of the server's. split,
+    features: of the rows, as `privads.training.run.Run` has them.
     """
 
     model: nn.Module
@@ -73,6 +73,7 @@ class FederatedRun:
     backend: str = "this process"
     not_covered: tuple[str, ...] = ()
     split: str = "not stated"
+    limited: bool = False
     features: Features | None = None
     ledger: Ledger | None = None
     entry: Entry | None = None
@@ -232,7 +233,10 @@ class FederatedRun:
         if self.entry is not None:
             text = "the budget was charged before the first row was read"
             yield record.Assumption(status="enforced", text=text, by="Ledger")
-        if self.silos > plan.silos:
+        if self.silos > plan.silos and self.limited:
+            text = f"at most {plan.silos} of the {self.silos} silos use one user's rows, told by the unit columns"
+            yield record.Assumption(status="enforced", text=text, by="federation.identity.allowed")
+        elif self.silos > plan.silos:
             text = f"no user has rows in more than {plan.silos} of the {self.silos} silos"
             yield record.Assumption(status="asserted", text=text, by="the author of the plan")
         if self.task.loss is not None or type(self.model) not in MODELS.values():
@@ -255,6 +259,8 @@ class FederatedRun:
                 "Which rows of tables a silo is sent: those that its cohort reads. The server sees them before each "
                 "round, and whoever watches the messages sees how many they are."
             )
+        if self.limited and self.silos > self.plan.silos:
+            yield "What a silo learns of a user whose rows it must leave out: that other silos have rows of them."
         yield from self.not_covered
         yield "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget."
         yield "What the model's initial weights had learned elsewhere."

@@ -54,7 +54,8 @@ class Parties(Protocol):
     """Those who train, and how they are reached.
 
     ``serve`` calls ``check`` before the charge, then ``open``, ``restore`` where a run goes on, and for each round
-    ``sums``; `NamingParties` are asked ``named`` before it.
+    ``sums``; `NamingParties` are asked ``named`` before it. Parties that see to it that at most the plan's ``silos``
+    silos use one user's rows (`federation.identity`) say so by an attribute ``limited`` that is true.
     """
 
     @property
@@ -143,6 +144,7 @@ def federate(
     insecure_seed: int | None = None,
     secure: bool = False,
     checkpoint: Checkpoint | None = None,
+    shared_units: bool = False,
 ) -> FederatedRun:
     """Returns the run that trains ``task`` among the users of ``population`` as ``plan`` says, in this process.
 
@@ -151,11 +153,13 @@ def federate(
     suffice; it may be left out only for data that the schema declares public. optimizer: makes the server's.
     insecure_seed: repeatable cohorts and noise, on public data only. secure: noise against attacks on its
     floating-point numbers, see `privads.noise.Randomness`. checkpoint: where each round is kept before the next one
-    begins, and whether to go on from there. The task's own model is left as it is.
+    begins, and whether to go on from there. shared_units: the unit columns name a user alike in all silos, and of a
+    user of more silos than the plan's some leave their rows out (`federation.identity`); without it the report asserts
+    that there is no such user. The task's own model is left as it is.
     """
     return serve(
         task,
-        Members(population),
+        Members(population, shared_units=shared_units),
         plan,
         ledger=ledger,
         optimizer=optimizer,
@@ -235,6 +239,7 @@ def serve(
         silos=parties.silos,
         backend=parties.backend,
         not_covered=parties.not_covered,
+        limited=getattr(parties, "limited", False),
         ledger=ledger if charge.run is not None else None,
         entry=charge.run,
         rounds_done=state.done,
