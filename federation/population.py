@@ -143,7 +143,7 @@ class Silo:
 
 
 class Members:
-    """The silos of a population, all in this process: `federation.server.NamingParties`.
+    """The silos of a population, all in this process: `federation.server.SparseParties`.
 
     shared_units: the unit columns name a user alike in all silos, and at most the plan's ``silos`` of them use the rows
     of one (`federation.identity`).

@@ -54,7 +54,7 @@ class Parties(Protocol):
     """Those who train, and how they are reached.
 
     ``serve`` calls ``check`` before the charge, then ``open``, ``restore`` where a run goes on, and for each round
-    ``sums``; `NamingParties` are asked ``named`` before it. Parties that see to it that at most the plan's ``silos``
+    ``sums``; `SparseParties` are asked ``named`` before it. Parties that see to it that at most the plan's ``silos``
     silos use one user's rows (`federation.identity`) say so by an attribute ``limited`` that is true.
     """
 
@@ -110,15 +110,17 @@ class Parties(Protocol):
 
 
 @runtime_checkable
-class NamingParties(Parties, Protocol):
-    """Parties that say which rows of tables a round will read before they are sent any: a plan of table_noise "lazy".
+class SparseParties(Parties, Protocol):
+    """Parties that tell which rows of tables their users read: for plans of table_noise "lazy" and "adafest".
 
-    A round is two messages each way. First ``named``: every silo draws its cohort and answers with the rows that its
-    users' rows name. The server settles the noise that those rows owe and keeps them on the disk. Then ``sums``: the
-    silos are sent those rows (`federation.sums.SentRows`) beside the other parameters, the cohort that was drawn trains
-    on them, and the answers are sums of rows and values. A silo need not be sent rows that only others named. Who wants
-    a whole table names all of its rows. A silo that does not answer the second message is missing from the sum, like
-    any other; one that did not answer the first takes no part in the round.
+    Under "adafest" a round is one message each way, and the sums that come back hold ``touched``, the counts of who
+    reads each row (``LocalTraining(..., counting=True)``). Under "lazy" parties say what they will read before they are
+    sent any of it, and a round is two messages each way. First ``named``: every silo draws its cohort and answers with
+    the rows that its users' rows name. The server settles the noise that those rows owe and keeps them on the disk.
+    Then ``sums``: the silos are sent those rows (`federation.sums.SentRows`) beside the other parameters, the cohort
+    that was drawn trains on them, and the answers are sums of rows and values. A silo need not be sent rows that only
+    others named. Who wants a whole table names all of its rows. A silo that does not answer the second message is
+    missing from the sum, like any other; one that did not answer the first takes no part in the round.
     """
 
     def named(self, number: int) -> Mapping[str, Tensor]:
@@ -209,7 +211,7 @@ def serve(
         show = None if progress is None else shown.enter_context(progress(plan))
         while charge.may_go_on and state.done < plan.rounds:
             answers: Iterable[UserSums]
-            if isinstance(parties, NamingParties) and state.owed:
+            if isinstance(parties, SparseParties) and plan.table_noise == "lazy":
                 named = parties.named(state.done + 1)
                 settle(state.owed, named, randomness)
                 keep()
@@ -267,9 +269,9 @@ def check_before(plan: FederatedPlan, parties: Parties, ledger: Ledger | None, r
     schema = parties.schema
     check_may_read(schema, ledger, insecure_seed=randomness.insecure_seed, private=plan.private, doing="training on")
     check_users(schema, plan)
-    if plan.table_noise == "lazy" and not isinstance(parties, NamingParties):
+    if plan.table_noise != "dense" and not isinstance(parties, SparseParties):
         raise ValueError(
-            "table_noise 'lazy' needs parties that name the rows they will read: plan with 'dense' or 'adafest'"
+            f"table_noise {plan.table_noise!r} needs parties that tell which rows their users read: plan with 'dense'"
         )
     parties.check()
 
