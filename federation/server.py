@@ -195,6 +195,8 @@ def serve(
     else:
         state = _state_of(kept, task, plan, parties.schema)
         charge = Charge.again(kept, task, plan, parties.schema, ledger)
+        if checkpoint is not None and charge.may_go_on:  # before anything takes time: the lease in the file is used up
+            working.write(checkpoint.path, _packed(state, charge, parties.schema, kept["parties"], task, plan))
     # From here on private rows are read, and whatever happens the charge stays.
     started = time.monotonic()
     if charge.may_go_on:
@@ -315,9 +317,12 @@ class Charge:
         """Returns the charge under which a run goes on from a checkpoint.
 
         What a server with central noise did since then is repeated under the run's own charge. What users sent under
-        mechanism "local" is charged once more: one update of each, for the round that was not kept.
+        mechanism "local" is charged once more: one update of each, for the round that was not kept. A second copy of a
+        checkpoint pays for the rounds that remain; where tables owe noise it pays for all rounds, as the noise of
+        earlier ones was not drawn yet, and two copies draw it apart. One that cannot pay then has no model to show.
         """
         earlier = tuple(Resumption(**one) for one in kept["resumptions"])
+        owing = plan.table_noise == "lazy" and kept["done"] < plan.rounds
         if ledger is None or plan.budget is None:
             return cls(resumptions=(*earlier, Resumption(step=kept["done"])))
         run = next((one for one in ledger.history(schema.dataset) if one.id == kept["entry"]), None)
@@ -328,10 +333,11 @@ class Charge:
                 plan,
                 entry=kept["entry"],
                 lease=kept["lease"],
-                step=kept["done"],
+                step=0 if owing else kept["done"],
                 shown=False,
                 purpose=_purpose(task),
             )
+            resumption = replace(resumption, step=kept["done"])
             if plan.mechanism == "local" and resumption.entry is None and kept["done"] < plan.rounds:
                 once = mechanisms.gaussian(noise_multiplier=plan.noise_multiplier)
                 purpose = f"{_purpose(task)}: round {kept['done'] + 1} of entry {kept['entry']} again"
@@ -343,6 +349,8 @@ class Charge:
                     resumptions=(*earlier, replace(resumption, entry=extra.id)),
                 )
         except BudgetExceeded:
+            if owing:
+                raise
             return cls(ledger=ledger, run=run, resumptions=earlier, may_go_on=False)
         return cls(ledger=ledger, run=run, held=(held,), resumptions=(*earlier, resumption))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from accounting.budget import BudgetExceeded
 from federation import server
 from federation.plan import FederatedPlan
 from federation.population import Members
@@ -286,6 +287,44 @@ def unlooking(self: Any, number: int, weights: Mapping[str, Any], *, clip_norm: 
     if number == self.at:
         raise KilledError
     yield from self.inner.sums(number, weights, clip_norm=clip_norm)
+
+
+def test_a_second_copy_of_tables_that_owe_noise_pays_for_all_rounds_or_shows_nothing(tmp_path: Path) -> None:
+    """Both would draw the noise of rounds before the checkpoint, each its own: two releases of the same sums."""
+    log, found = private_logs(tmp_path), plan(table_noise="lazy")
+    ledger = new_ledger(tmp_path, epsilon=found.spent.upper * 2.5)
+    file, other, third = (tmp_path / "kept" / name for name in ("round", "other", "third"))
+    with pytest.raises(KilledError):
+        serve(log, found, Lazily(log, 4, "sent", file), ledger=ledger, checkpoint=Checkpoint(path=file))
+    for one in (other, third):
+        one.write_bytes(file.read_bytes())
+        one.chmod(0o600)
+    for one in (file, other):
+        serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=one, resume=True))
+    first, again = ledger.history("small")
+    assert again.epsilon == pytest.approx(first.epsilon)
+    assert "steps 1 to 5" in again.purpose
+    with pytest.raises(BudgetExceeded):
+        serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=third, resume=True))
+    assert len(ledger.history("small")) == 2
+
+
+def test_a_run_that_is_killed_as_it_resumes_can_be_resumed_again_for_nothing(tmp_path: Path) -> None:
+    log, found = private_logs(tmp_path), plan(table_noise="lazy")
+    ledger, file = new_ledger(tmp_path, epsilon=LIMIT), tmp_path / "kept" / "round"
+    with pytest.raises(KilledError):
+        serve(log, found, Lazily(log, 3, "sent", file), ledger=ledger, checkpoint=Checkpoint(path=file))
+    with pytest.raises(KilledError):  # before anything is named or sent
+        serve(
+            log,
+            found,
+            Lazily(log, 3, "naming", file),
+            ledger=ledger,
+            checkpoint=Checkpoint(path=file, resume=True),
+        )
+    run = serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
+    assert run.rounds_done == found.rounds
+    assert len(ledger.history("small")) == 1
 
 
 def test_the_last_model_is_flushed_and_on_the_disk_before_it_is_handed_out(tmp_path: Path) -> None:
