@@ -194,6 +194,8 @@ class FederatedRun:
         server, noise = "to add noise to the sums, and show nothing but the noised models", "each silo's sum of a round"
         if self.plan.mechanism == "local":
             server, noise = "nothing: the promise is about them", "each user's update, with noise of its own"
+        if self.plan.table_noise == "lazy":
+            noise += ", and before it which rows of tables its users read"
         return Setting(
             model="local" if self.plan.mechanism == "local" else "federated",
             actors=(

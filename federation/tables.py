@@ -30,12 +30,15 @@ def owing(weights: Mapping[str, Tensor], rounds: int) -> dict[str, OwingTable]:
 
 
 def settle(owed: Mapping[str, OwingTable], named: Mapping[str, Tensor], randomness: Randomness) -> None:
-    """Pay what the named rows owe. named: per table ids (n,), each once; a table that is missing is not read."""
+    """Pay what the named rows owe. named: per table ids (n,), each once, ascending; of one that is missing none."""
     for name, ids in named.items():
-        table = owed[name]
-        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(table.weight)):
-            raise ValueError(f"a row of {name!r} is named that it does not have: name 0 to {len(table.weight) - 1}")
-        table.settle(ids, randomness)
+        if name not in owed:
+            raise ValueError(f"rows of {name!r} are named, which is no table: name those of {', '.join(owed)}")
+        rows = len(owed[name].weight)
+        if len(ids) and not (int(ids[0]) >= 0 and int(ids[-1]) < rows and bool((ids.diff() > 0).all())):
+            raise ValueError(f"the named rows of {name!r} must rise, each once, from 0 to at most {rows - 1}")
+    for name, ids in named.items():
+        owed[name].settle(ids, randomness)
 
 
 def flush(owed: Mapping[str, OwingTable], randomness: Randomness) -> None:

@@ -335,8 +335,19 @@ def test_a_row_that_owes_noise_cannot_be_sent() -> None:
     tables.sent(state.weights, state.owed, {TABLE: torch.arange(5)})
     with pytest.raises(RuntimeError, match="settle it first"):
         tables.sent(state.weights, state.owed, {TABLE: torch.arange(6)})
-    with pytest.raises(ValueError, match="a row of 'table.weight' is named that it does not have: name 0 to 39999"):
-        tables.settle(state.owed, {TABLE: torch.tensor([ROWS])}, Randomness())
+    tables.settle(state.owed, {TABLE: torch.arange(ROWS)}, Randomness())  # as who wants the whole table does
+    whole = tables.sent(state.weights, state.owed, {TABLE: torch.arange(ROWS)})[TABLE]
+    assert isinstance(whole, SentRows)
+    assert torch.equal(whole.values, state.weights[TABLE])
+
+
+@pytest.mark.parametrize("ids", [[ROWS], [-1], [3, 3], [4, 2]])
+def test_rows_that_a_table_does_not_have_or_that_come_twice_are_refused(ids: list[int]) -> None:
+    state = first_state(Wide(), plan(table_noise="lazy"))
+    with pytest.raises(ValueError, match="named rows of 'table.weight' must rise, each once, from 0 to at most 39999"):
+        tables.settle(state.owed, {TABLE: torch.tensor(ids)}, Randomness())
+    with pytest.raises(ValueError, match="rows of 'other' are named, which is no table: name those of table.weight"):
+        tables.settle(state.owed, {"other": torch.tensor([1])}, Randomness())
 
 
 @pytest.mark.parametrize(
@@ -372,6 +383,7 @@ def test_parties_that_name_no_rows_are_refused_before_the_charge(tmp_path: Path)
     class Mute:
         def __init__(self, inner: Members) -> None:
             self.schema, self.silos, self.split, self.features = inner.schema, 1, "all rows", None
+            self.backend, self.not_covered = inner.backend, inner.not_covered
             self.check, self.open, self.sums = inner.check, inner.open, inner.sums
             self.standing, self.restore = inner.standing, inner.restore
 
