@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from privads.batch import Batch
 from privads.logs.cache import CachedRows, cached, check_folder, check_kept, unit_keys
 from privads.logs.database import check_database
-from privads.logs.encode import Part, as_batch, encode, hashed_keys, read_columns, uniform_of_key, waited_hours
+from privads.logs.encode import Part, as_batch, encode, read_columns, uniform_of_key, waited_hours
+from privads.logs.identifiers import hashed_keys
 from privads.logs.labels import DelayedLabel
 from privads.logs.past import looking_back
 from privads.logs.raw import Raw, batch_of, raw_rows
