@@ -1,22 +1,26 @@
 """Registered users, in one silo or several: who joins a round, how often they did, and what their silo adds up."""
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from federation.cohort import LocalTraining
+from federation.identity import Identified, allowed
 from federation.plan import FederatedPlan
-from federation.sums import UserSums
+from federation.sums import UserSums, Weights
 from federation.task import Task
 from privads.batch import Rows
 from privads.logs.schema import Schema
 from privads.noise import Randomness
 from privads.training.sampling import Draw, Numbers, PoissonSampler
+from privads.training.tables import Runs
 from privads.training.working import CheckpointError
 
 Population = Rows | Sequence[Rows]
@@ -56,10 +60,19 @@ class Silo:
     """The users of one silo, who join every round independently with the plan's sampling rate.
 
     Reads whose the rows are. A user of more rows than ``rows_per_user`` brings a random choice of them. Where the plan
-    limits how often a user sends an update, one who did so that often is left out of what is drawn.
+    limits how often a user sends an update, one who did so that often is left out of what is drawn, and so are users
+    who are not among the ``allowed`` (users,), None for all: other silos use their rows.
     """
 
-    def __init__(self, rows: Rows, plan: FederatedPlan, *, rows_per_user: int, randomness: Randomness) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        plan: FederatedPlan,
+        *,
+        rows_per_user: int,
+        randomness: Randomness,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.rows, self.plan, self._units, self._randomness = rows, plan, rows.units, randomness
         self._sampler = PoissonSampler(
             self._units,
@@ -69,6 +82,10 @@ class Silo:
         )
         users = int(self._units.max()) + 1 if len(self._units) else 0
         self.sent: Numbers = np.zeros(users, dtype=np.int64)  # by each user so far
+        self._drawn: Draw | None = None
+        if allowed is not None and len(allowed) != users:
+            raise ValueError(f"a silo of {users} users was told of {len(allowed)}: tell of each")
+        self._allowed = allowed
 
     def draw_from(self, randomness: Randomness) -> None:
         """Take all that is drawn from now on from here."""
@@ -79,8 +96,10 @@ class Silo:
         drawn, most = self._sampler.draw(), self.plan.participations
         users = np.zeros(drawn.units, dtype=np.int64)
         users[drawn.owners] = self._units[drawn.row_numbers]  # every unit of the rows has one
-        if most is not None:
-            may = self.sent[users] < most
+        if most is not None or self._allowed is not None:
+            may = np.ones(len(users), dtype=bool) if self._allowed is None else self._allowed[users]
+            if most is not None:
+                may &= self.sent[users] < most
             kept = may[drawn.owners]
             number = np.cumsum(may) - 1
             drawn = Draw(
@@ -93,13 +112,23 @@ class Silo:
         self.sent[users] += 1
         return drawn
 
-    def sums(self, local: LocalTraining, weights: Mapping[str, Tensor], *, clip_norm: float) -> UserSums:
-        """Returns the sum over a fresh cohort of its users' clipped updates.
+    @property
+    def has_named(self) -> bool:
+        """Whether a cohort has named its rows and waits for them."""
+        return self._drawn is not None
+
+    def named(self, local: LocalTraining) -> dict[str, Tensor]:
+        """Returns, per table, the rows that a fresh cohort will read; the next `sums` are those of this cohort."""
+        self._drawn = self.draw()
+        return local.named(self.rows, self._drawn)
+
+    def sums(self, local: LocalTraining, weights: Weights, *, clip_norm: float) -> UserSums:
+        """Returns the sum over a cohort of its users' clipped updates: the one whose rows were named, or a fresh one.
 
         Under mechanism "local" each user adds N(0, (noise_multiplier clip_norm)^2) to every number of every table; n
         such noises are one of sqrt(n) times the size.
         """
-        drawn = self.draw()
+        drawn, self._drawn = self._drawn or self.draw(), None
         with _fresh_dropout(self._randomness):
             found = local.cohort_sums(self.rows, drawn, weights, clip_norm=clip_norm)
         if self.plan.mechanism == "central":
@@ -114,10 +143,14 @@ class Silo:
 
 
 class Members:
-    """The silos of a population, all in this process: `federation.server.Parties`."""
+    """The silos of a population, all in this process: `federation.server.SparseParties`.
 
-    def __init__(self, population: Population) -> None:
-        self._rows = silos_of(population)
+    shared_units: the unit columns name a user alike in all silos, and at most the plan's ``silos`` of them use the rows
+    of one (`federation.identity`).
+    """
+
+    def __init__(self, population: Population, *, shared_units: bool = False) -> None:
+        self._rows, self.limited = silos_of(population), shared_units
         self._silos: list[Silo] = []
         self._local: LocalTraining | None = None
         self._source: dict[str, Any] = {}
@@ -156,23 +189,52 @@ class Members:
         """Refuse files that are missing and columns that do not fit; reads no row."""
         for one in self._rows:
             one.check()
+            if self.limited and not isinstance(one, Identified):
+                raise ValueError(
+                    f"a {type(one).__name__} cannot tell which users silos share: give it a method identifiers(key), "
+                    "or leave out shared_units"
+                )
 
     def open(self, task: Task, plan: FederatedPlan, *, insecure_seed: int | None, secure: bool) -> None:
         """Read whose the rows are."""
-        self._local = LocalTraining(task, self.schema)
+        self._local = LocalTraining(task, self.schema, counting=plan.table_noise == "adafest")
         self._source = {"insecure_seed": insecure_seed, "secure": secure}
+        may: list[NDArray[np.bool_]] | list[None] = [None] * len(self._rows)
+        if self.limited and len(self._rows) > plan.silos:
+            key = hashlib.sha256(self.schema.dataset.encode()).digest()  # no secret where all silos are one process
+            may = allowed([one.identifiers(key) for one in self._rows if isinstance(one, Identified)], silos=plan.silos)
         self._silos = [
-            Silo(rows, plan, rows_per_user=task.rows_per_user, randomness=randomness_of(silo, 0, **self._source))
+            Silo(
+                rows,
+                plan,
+                rows_per_user=task.rows_per_user,
+                randomness=randomness_of(silo, 0, **self._source),
+                allowed=may[silo],
+            )
             for silo, rows in enumerate(self._rows)
         ]
 
-    def sums(self, number: int, weights: Mapping[str, Tensor], *, clip_norm: float) -> Iterator[UserSums]:
-        """Yields the clipped sum of each silo for round ``number``."""
-        if self._local is None:
-            raise RuntimeError("open comes first")
+    def named(self, number: int) -> dict[str, Tensor]:
+        """Returns, per table, the rows that the cohorts of round ``number`` will read."""
+        each = []
         for place, silo in enumerate(self._silos):
             silo.draw_from(randomness_of(place, number, **self._source))
-            yield silo.sums(self._local, weights, clip_norm=clip_norm)
+            each.append(silo.named(self._ready))
+        names = {name for one in each for name in one}
+        return {name: Runs.of(torch.cat([one[name] for one in each if name in one])).keys for name in sorted(names)}
+
+    def sums(self, number: int, weights: Weights, *, clip_norm: float) -> Iterator[UserSums]:
+        """Yields the clipped sum of each silo for round ``number``."""
+        for place, silo in enumerate(self._silos):
+            if not silo.has_named:
+                silo.draw_from(randomness_of(place, number, **self._source))
+            yield silo.sums(self._ready, weights, clip_norm=clip_norm)
+
+    @property
+    def _ready(self) -> LocalTraining:
+        if self._local is None:
+            raise RuntimeError("open comes first")
+        return self._local
 
     def standing(self) -> dict[str, Any]:
         """Returns what a resume needs to know: how often each user of a silo has sent an update."""

@@ -40,6 +40,22 @@ from privads.training.run import fingerprint, settings_of
 RELEASED = "models of all rounds"
 SENT = "messages of one user in the whole run"
 
+_TABLES = {
+    "dense": (
+        "the server's optimizer sees the noised mean alone, with noise on every row of every table",
+        "after_round",
+    ),
+    "lazy": (
+        "every row of a table has the noise of all rounds before it when it is sent, and so has the last model",
+        "federation.tables.settle and flush",
+    ),
+    "adafest": (
+        "which rows of tables a round changes follows from noised counts alone, and each of them gets its noise",
+        "SelectedTables",
+    ),
+}
+"""What a report says of each `federation.plan.TableNoise`, and what makes it so."""
+
 
 def released_of(plan: FederatedPlan) -> str:
     """Returns what a plan's epsilon is about."""
@@ -50,8 +66,9 @@ def released_of(plan: FederatedPlan) -> str:
 class FederatedRun:
     """A finished federated run. ``model`` is a plain module with the last round's weights; the task's is as it was.
 
-    silos: how many there were. backend, not_covered: how they were reached, and what that leaves open. clip_norm: after
-    the last round. optimizer: the name of the server's. All else: as `privads.training.run.Run` has it.
+    silos: how many there were. backend, not_covered: how they were reached, and what that leaves open. limited: at most
+    the plan's silos used one user's rows. clip_norm: after the last round. optimizer: the name of the server's. All
+    else: as `privads.training.run.Run` has it.
     """
 
     model: nn.Module
@@ -69,6 +86,7 @@ class FederatedRun:
     backend: str = "this process"
     not_covered: tuple[str, ...] = ()
     split: str = "not stated"
+    limited: bool = False
     features: Features | None = None
     metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
     values: Mapping[str, ValueMetrics] = field(default_factory=dict)
@@ -202,8 +220,10 @@ class FederatedRun:
             floating_point=self.floating_point,
             sampled="users" if plan.silos == 1 else "users, in each silo by itself",
             clipping=clipping if private else "none",
-            table_noise="dense",
-            other_noise_multipliers=() if plan.count_noise_multiplier is None else (plan.count_noise_multiplier,),
+            table_noise=plan.table_noise,
+            other_noise_multipliers=tuple(
+                one for one in (plan.count_noise_multiplier, plan.selection_noise_multiplier) if one is not None
+            ),
             implementation=f"federation and privads on torch {torch.__version__}",
         )
 
@@ -211,6 +231,8 @@ class FederatedRun:
         server, noise = "to add noise to the sums, and show nothing but the noised models", "each silo's sum of a round"
         if self.plan.mechanism == "local":
             server, noise = "nothing: the promise is about them", "each user's update, with noise of its own"
+        if self.plan.table_noise == "lazy":
+            noise += ", and before it which rows of tables its users read"
         return Setting(
             model="local" if self.plan.mechanism == "local" else "federated",
             actors=(
@@ -246,10 +268,7 @@ class FederatedRun:
             ),
             ("one user adds at most clip_norm to a silo's sum of a round", "LocalTraining, in floating point"),
             ("the noised sum is divided by the plan's cohort, a public number", "noised_mean"),
-            (
-                "the server's optimizer sees the noised mean alone, with noise on every row of every table",
-                "after_round",
-            ),
+            _TABLES[plan.table_noise],
         ):
             yield record.Assumption(status="enforced", text=text, by=by)
         if self.entry is not None:
@@ -261,7 +280,10 @@ class FederatedRun:
         if self.rounds_done < plan.rounds:
             text = f"the run ended after {self.rounds_done} of {plan.rounds} rounds: to go on cost more than was left"
             yield record.Assumption(status="enforced", text=text, by="Ledger")
-        if self.silos > plan.silos:
+        if self.silos > plan.silos and self.limited:
+            text = f"at most {plan.silos} of the {self.silos} silos use one user's rows, told by the unit columns"
+            yield record.Assumption(status="enforced", text=text, by="federation.identity.allowed")
+        elif self.silos > plan.silos:
             text = f"no user has rows in more than {plan.silos} of the {self.silos} silos"
             yield record.Assumption(status="asserted", text=text, by="the author of the plan")
         if self.task.loss is not None or type(self.model) not in MODELS.values():
@@ -284,6 +306,13 @@ class FederatedRun:
                 "What the server sees: it is trusted, and sees each silo's sum before the noise, and in which rows of "
                 "tables it is not zero."
             )
+        if self.plan.table_noise == "lazy":
+            yield (
+                "Which rows of tables a silo is sent: those that its cohort reads. The server sees them before each "
+                "round, and whoever watches the messages sees how many they are."
+            )
+        if self.limited and self.silos > self.plan.silos:
+            yield "What a silo learns of a user whose rows it must leave out: that other silos have rows of them."
         yield from self.not_covered
         yield "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget."
         yield "What the model's initial weights had learned elsewhere."

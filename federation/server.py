@@ -3,9 +3,9 @@
 `federate` does it for users of this process, `federation.flower.federate` for those of Flower's nodes; both are `serve`
 with other `Parties`.
 
-A round's noised result is on the disk before anybody is sent it. A run that was killed goes on from there: what it did
-since then left the server in no message, so nothing is paid twice. What users sent under mechanism "local" was released
-as it was sent, and is charged again.
+A round's noised result is on the disk before anybody is sent it, and so are the rows of tables that were settled for
+the next round. A run that was killed goes on from there: what it did since then left the server in no message, so
+nothing is paid twice. What users sent under mechanism "local" was released as it was sent, and is charged again.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ from federation.plan import FederatedPlan
 from federation.population import Members, Population, check_users
 from federation.rounds import RoundState, ServerOptimizer, after_round, averaging, check_optimizer, first_state
 from federation.run import FederatedRun
-from federation.sums import UserSums
+from federation.sums import UserSums, Weights
+from federation.tables import flush, sent, settle
 from federation.task import Task
 from privads.batch import padding
 from privads.charge import check_may_read, open_charge
@@ -36,6 +37,7 @@ from privads.logs.schema import Schema
 from privads.noise import Randomness
 from privads.training import working
 from privads.training.fit import Checkpoint
+from privads.training.owed import Debt, OwingTable
 from privads.training.resume import Resumption, paid_for
 from privads.training.working import CheckpointError
 
@@ -49,7 +51,12 @@ FLOATING_POINT = (
 
 
 class Parties(Protocol):
-    """Those who train, and how they are reached."""
+    """Those who train, and how they are reached.
+
+    ``serve`` calls ``check`` before the charge, then ``open``, ``restore`` where a run goes on, and for each round
+    ``sums``; `SparseParties` are asked ``named`` before it. Parties that see to it that at most the plan's ``silos``
+    silos use one user's rows (`federation.identity`) say so by an attribute ``limited`` that is true.
+    """
 
     @property
     def schema(self) -> Schema:
@@ -102,6 +109,32 @@ class Parties(Protocol):
         ...
 
 
+@runtime_checkable
+class SparseParties(Parties, Protocol):
+    """Parties that tell which rows of tables their users read: for plans of table_noise "lazy" and "adafest".
+
+    Under "adafest" a round is one message each way, and the sums that come back hold ``touched``, the counts of who
+    reads each row (``LocalTraining(..., counting=True)``). Under "lazy" parties say what they will read before they are
+    sent any of it, and a round is two messages each way. First ``named``: every silo draws its cohort and answers with
+    the rows that its users' rows name. The server settles the noise that those rows owe and keeps them on the disk.
+    Then ``sums``: the silos are sent those rows (`federation.sums.SentRows`) beside the other parameters, the cohort
+    that was drawn trains on them, and the answers are sums of rows and values. A silo need not be sent rows that only
+    others named. Who wants a whole table names all of its rows. A silo that does not answer the second message is
+    missing from the sum, like any other; one that did not answer the first takes no part in the round.
+    """
+
+    def named(self, number: int) -> Mapping[str, Tensor]:
+        """Returns, per table that is trained, ids (n,) of the rows that round ``number`` reads: each once, ascending.
+
+        Answers from elsewhere must have been checked: whole numbers, of rows that the table has.
+        """
+        ...
+
+    def sums(self, number: int, weights: Weights, *, clip_norm: float) -> Iterable[UserSums]:
+        """Yields the clipped sums of the cohort whose rows were named. weights: of tables, those rows."""
+        ...
+
+
 def federate(
     task: Task,
     population: Population,
@@ -113,6 +146,7 @@ def federate(
     insecure_seed: int | None = None,
     secure: bool = False,
     checkpoint: Checkpoint | None = None,
+    shared_units: bool = False,
 ) -> FederatedRun:
     """Returns the run that trains ``task`` among the users of ``population`` as ``plan`` says, in this process.
 
@@ -121,11 +155,13 @@ def federate(
     suffice; it may be left out only for data that the schema declares public. optimizer: makes the server's.
     insecure_seed: repeatable cohorts and noise, on public data only. secure: noise against attacks on its
     floating-point numbers, see `privads.noise.Randomness`. checkpoint: where each round is kept before the next one
-    begins, and whether to go on from there. The task's own model is left as it is.
+    begins, and whether to go on from there. shared_units: the unit columns name a user alike in all silos, and of a
+    user of more silos than the plan's some leave their rows out (`federation.identity`); without it the report asserts
+    that there is no such user. The task's own model is left as it is.
     """
     return serve(
         task,
-        Members(population),
+        Members(population, shared_units=shared_units),
         plan,
         ledger=ledger,
         optimizer=optimizer,
@@ -152,33 +188,49 @@ def serve(
     randomness = Randomness(insecure_seed=insecure_seed, secure=secure)
     check_before(plan, parties, ledger, randomness)
     kept = None if checkpoint is None else _found(checkpoint, insecure_seed)
+    _rehearse(task, plan, parties.schema, optimizer)
     state = first_state(task.model, plan)
-    _rehearse(task, state, plan, parties.schema, optimizer)
     if kept is None:
         charge = Charge.first(task, plan, parties.schema, ledger)
     else:
         state = _state_of(kept, task, plan, parties.schema)
         check_optimizer(state, optimizer)
         charge = Charge.again(kept, task, plan, parties.schema, ledger)
+        if checkpoint is not None and charge.may_go_on:  # before anything takes time: the lease in the file is used up
+            working.write(checkpoint.path, _packed(state, charge, parties.schema, kept["parties"], task, plan))
     # From here on private rows are read, and whatever happens the charge stays.
     started = time.monotonic()
     if charge.may_go_on:
         parties.open(task, plan, insecure_seed=insecure_seed, secure=secure)
         if kept is not None:
             parties.restore(kept["parties"])
+
+    def keep() -> None:
+        if checkpoint is not None:
+            standing = parties.standing() if kept is None or charge.may_go_on else kept["parties"]
+            working.write(checkpoint.path, _packed(state, charge, parties.schema, standing, task, plan))
+
     with contextlib.ExitStack() as shown:
         show = None if progress is None else shown.enter_context(progress(plan))
-        if checkpoint is not None and kept is None:
-            working.write(checkpoint.path, _packed(state, charge, parties, task, plan))
         while charge.may_go_on and state.done < plan.rounds:
+            answers: Iterable[UserSums]
+            if isinstance(parties, SparseParties) and plan.table_noise == "lazy":
+                named = parties.named(state.done + 1)
+                settle(state.owed, named, randomness)
+                keep()
+                weights = sent(state.weights, state.owed, named)
+                answers = parties.sums(state.done + 1, weights, clip_norm=state.clip_norm)
+            else:
+                keep()
+                answers = parties.sums(state.done + 1, state.weights, clip_norm=state.clip_norm)
             sums = task.nothing(state.weights, sparse=plan.mechanism == "central")
-            for one in parties.sums(state.done + 1, state.weights, clip_norm=state.clip_norm):
+            for one in answers:
                 sums = sums + one
             state = after_round(state, sums, plan, optimizer, randomness)
-            if checkpoint is not None:
-                working.write(checkpoint.path, _packed(state, charge, parties, task, plan))
             if show is not None:
                 show(state.done)
+    flush(state.owed, randomness)
+    keep()
     charge.commit()
     model = copy.deepcopy(task.model)
     model.load_state_dict(dict(state.weights), strict=False)
@@ -192,14 +244,15 @@ def serve(
         silos=parties.silos,
         backend=parties.backend,
         not_covered=parties.not_covered,
+        limited=getattr(parties, "limited", False),
         ledger=ledger if charge.run is not None else None,
         entry=charge.run,
         rounds_done=state.done,
         clip_norm=state.clip_norm,
         seconds=time.monotonic() - started,
-        optimizer=type(optimizer([nn.Parameter(torch.zeros(1))])).__name__,
+        optimizer=type(optimizer([nn.Parameter(one) for one in state.weights.values()])).__name__,
         randomness=randomness.description,
-        floating_point=randomness.floating_point if secure else FLOATING_POINT,
+        floating_point=_floating_point(plan, randomness),
         insecure_seed=insecure_seed,
         split=f"training: {parties.split}",
         features=parties.features,
@@ -207,16 +260,28 @@ def serve(
     )
 
 
+def _floating_point(plan: FederatedPlan, randomness: Randomness) -> str:
+    if randomness.secure:
+        return randomness.floating_point
+    owed = "; noise that rows of tables owe is drawn and added in the numbers of the model"
+    return FLOATING_POINT + (owed if plan.table_noise == "lazy" else "")
+
+
 def check_before(plan: FederatedPlan, parties: Parties, ledger: Ledger | None, randomness: Randomness) -> None:
     """Raises ValueError where plan, data and ledger do not go together; reads no row."""
     schema = parties.schema
     check_may_read(schema, ledger, insecure_seed=randomness.insecure_seed, private=plan.private, doing="training on")
     check_users(schema, plan)
+    if plan.table_noise != "dense" and not isinstance(parties, SparseParties):
+        raise ValueError(
+            f"table_noise {plan.table_noise!r} needs parties that tell which rows their users read: plan with 'dense'"
+        )
     parties.check()
 
 
-def _rehearse(task: Task, state: RoundState, plan: FederatedPlan, schema: Schema, optimizer: ServerOptimizer) -> None:
+def _rehearse(task: Task, plan: FederatedPlan, schema: Schema, optimizer: ServerOptimizer) -> None:
     """Train on made-up rows and step, so that what cannot work is refused before anything is charged."""
+    state = first_state(task.model, plan)
     batch, owners = padding(schema, 3), torch.tensor([0, 1, 1])
     sums = LocalTraining(task, schema).updates(batch, owners, 2, state.weights).clipped_sum(state.clip_norm)
     after_round(state, sums, plan, optimizer, Randomness())
@@ -253,9 +318,12 @@ class Charge:
         """Returns the charge under which a run goes on from a checkpoint.
 
         What a server with central noise did since then is repeated under the run's own charge. What users sent under
-        mechanism "local" is charged once more: one update of each, for the round that was not kept.
+        mechanism "local" is charged once more: one update of each, for the round that was not kept. A second copy of a
+        checkpoint pays for the rounds that remain; where tables owe noise it pays for all rounds, as the noise of
+        earlier ones was not drawn yet, and two copies draw it apart. One that cannot pay then has no model to show.
         """
         earlier = tuple(Resumption(**one) for one in kept["resumptions"])
+        owing = plan.table_noise == "lazy" and kept["done"] < plan.rounds
         if ledger is None or plan.budget is None:
             return cls(resumptions=(*earlier, Resumption(step=kept["done"])))
         run = next((one for one in ledger.history(schema.dataset) if one.id == kept["entry"]), None)
@@ -266,10 +334,11 @@ class Charge:
                 plan,
                 entry=kept["entry"],
                 lease=kept["lease"],
-                step=kept["done"],
+                step=0 if owing else kept["done"],
                 shown=False,
                 purpose=_purpose(task),
             )
+            resumption = replace(resumption, step=kept["done"])
             if plan.mechanism == "local" and resumption.entry is None and kept["done"] < plan.rounds:
                 once = mechanisms.gaussian(noise_multiplier=plan.noise_multiplier)
                 purpose = f"{_purpose(task)}: round {kept['done'] + 1} of entry {kept['entry']} again"
@@ -281,12 +350,16 @@ class Charge:
                     resumptions=(*earlier, replace(resumption, entry=extra.id)),
                 )
         except BudgetExceeded:
+            if owing:
+                raise
             return cls(ledger=ledger, run=run, resumptions=earlier, may_go_on=False)
         return cls(ledger=ledger, run=run, held=(held,), resumptions=(*earlier, resumption))
 
     def lease(self) -> str | None:
         """Returns the secret by which another process may go on under the run's charge; an earlier one is void."""
-        return None if self.ledger is None or not self.held else self.ledger.lease(self.held[0])
+        if self.ledger is None or not self.held or self.held[0].holder is None:
+            return None
+        return self.ledger.lease(self.held[0])
 
     def commit(self) -> None:
         """Say that the run is over."""
@@ -307,14 +380,17 @@ def _found(checkpoint: Checkpoint, insecure_seed: int | None) -> Mapping[str, An
     return None if path is None else working.read(path)
 
 
-def _packed(state: RoundState, charge: Charge, parties: Parties, task: Task, plan: FederatedPlan) -> dict[str, Any]:
-    """Returns what a checkpoint holds."""
+def _packed(
+    state: RoundState, charge: Charge, schema: Schema, standing: Mapping[str, Any], task: Task, plan: FederatedPlan
+) -> dict[str, Any]:
+    """Returns what a checkpoint holds. standing: of the parties."""
     return {
         **{one.name: getattr(state, one.name) for one in dataclasses.fields(state)},
+        "owed": {name: {"settled": one.settled, "debt": one.debt.packed()} for name, one in state.owed.items()},
         "plan": dataclasses.asdict(plan),
         "task": task.settings,
-        "schema": parties.schema.sha256,
-        "parties": parties.standing(),
+        "schema": schema.sha256,
+        "parties": standing,
         "entry": None if charge.run is None else charge.run.id,
         "lease": charge.lease(),
         "resumptions": [dataclasses.asdict(one) for one in charge.resumptions],
@@ -337,7 +413,12 @@ def _state_of(kept: Mapping[str, Any], task: Task, plan: FederatedPlan, schema: 
         shapes = {name: tuple(one.shape) for name, one in task.model.named_parameters() if one.requires_grad}
         if {name: tuple(one.shape) for name, one in kept["weights"].items()} != shapes:
             raise CheckpointError("the checkpoint is of another model: make the model as it was, or start a new run")
-        return RoundState(**{one.name: kept[one.name] for one in dataclasses.fields(RoundState)})
+        owed = {
+            name: OwingTable(kept["weights"][name], Debt.unpacked(one["debt"]), one["settled"])
+            for name, one in kept["owed"].items()
+        }
+        fields = {one.name: kept[one.name] for one in dataclasses.fields(RoundState)}
+        return RoundState(**{**fields, "owed": owed})
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"not a checkpoint of a federated run of this version ({error}): start a new run"

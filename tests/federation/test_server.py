@@ -1,5 +1,7 @@
 """A run that is killed goes on from its last round, pays for what was released twice and for nothing else."""
 
+import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from accounting.budget import BudgetExceeded
 from federation import server
 from federation.plan import FederatedPlan
 from federation.population import Members
 from federation.run import FederatedRun
 from federation.server import federate
-from federation.sums import UserSums
+from federation.sums import SentRows, UserSums
 from federation.task import Task
 from privads.logs.logs import Logs
 from privads.models import Logistic
+from privads.training import working
 from privads.training.fit import Checkpoint
 from privads.training.working import CheckpointError
 from tests.federation.helpers import logs, plan, private_logs, twin
@@ -77,7 +81,6 @@ def test_a_killed_run_goes_on_from_the_last_round_under_its_own_charge(at: int, 
 def test_every_round_is_on_the_disk_before_the_next_one_begins(tmp_path: Path) -> None:
     log, found = private_logs(tmp_path), plan()
     file = tmp_path / "kept" / "round"
-    from privads.training import working
 
     class Looking(Dying):
         def sums(self, number: int, weights: Mapping[str, Tensor], *, clip_norm: float) -> Iterator[UserSums]:
@@ -186,3 +189,155 @@ def test_users_of_silos_are_drawn_alike_wherever_the_silo_is(tmp_path: Path) -> 
     runs = [federate(task_of(log), [log, log], twin(cohort=20), insecure_seed=3) for _ in range(2)]
     first, second = (dict(one.model.named_parameters()) for one in runs)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Tables that owe noise
+
+
+class Lazily(Dying):
+    """Parties that name rows, whose process ends in round ``at``: while they name rows, as they are sent any, or after
+    they answered. What they were sent is kept, and what was on the disk then."""
+
+    def __init__(self, log: Logs, at: int, stage: str, file: Path) -> None:
+        super().__init__(log, at)
+        self.stage, self.file = stage, file
+
+    def named(self, number: int) -> Mapping[str, Tensor]:
+        if number == self.at and self.stage == "naming":
+            raise KilledError
+        return self.inner.named(number)
+
+    def sums(self, number: int, weights: Mapping[str, Any], *, clip_norm: float) -> Iterator[UserSums]:
+        kept = working.read(self.file)
+        for name, one in weights.items():  # what leaves the server is on the disk, and owes nothing there
+            if isinstance(one, SentRows):
+                assert torch.equal(kept["weights"][name][one.ids], one.values)
+                assert (kept["owed"][name]["settled"][one.ids] == kept["owed"][name]["debt"]["steps"]).all()
+            else:
+                assert torch.equal(kept["weights"][name], one)
+        self.sent[number] = dict(weights)
+        if number == self.at and self.stage == "sent":
+            raise KilledError
+        yield from self.inner.sums(number, weights, clip_norm=clip_norm)
+        if number == self.at and self.stage == "answered":
+            raise KilledError
+
+
+def nothing_is_repeated(folder: Path, at: int, stage: str) -> bool:
+    """Whether a run that was killed and goes on sends each row of a round, and all other weights, as it did before."""
+    log, found = private_logs(folder), plan(table_noise="lazy", cohort=4, rounds=6, clip_quantile=0.5)
+    ledger, file = new_ledger(folder, epsilon=LIMIT), folder / "kept" / "round"
+    dying = Lazily(log, at, stage, file)
+    with pytest.raises(KilledError):
+        serve(log, found, dying, ledger=ledger, checkpoint=Checkpoint(path=file))
+    again = Lazily(log, 0, stage, file)
+    run = serve(log, found, again, ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
+    assert run.rounds_done == found.rounds
+    assert min(again.sent) == at - (stage == "naming")  # whose answers had reached no one but the server
+    assert [one.state for one in ledger.history("small")] == ["committed"]
+    return all(same(dying.sent[number], again.sent[number]) for number in dying.sent.keys() & again.sent.keys())
+
+
+def same(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    for name, sent in one.items():
+        if not isinstance(sent, SentRows):
+            if not torch.equal(sent, two[name]):
+                return False
+            continue
+        both = sorted(set(sent.ids.tolist()) & set(two[name].ids.tolist()))
+        assert both
+        rows = torch.tensor(both)
+        if not torch.equal(sent.at(rows), two[name].at(rows)):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("at", "stage"), [(1, "sent"), (1, "answered"), (4, "naming"), (4, "sent"), (4, "answered"), (6, "answered")]
+)
+def test_a_server_killed_anywhere_sends_no_row_with_other_noise(at: int, stage: str, tmp_path: Path) -> None:
+    assert nothing_is_repeated(tmp_path, at, stage)
+
+
+def test_rows_that_are_settled_after_they_were_kept_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = server.settle
+
+    def unkept(owed: Any, named: Any, randomness: Any) -> None:
+        """Settles what is sent and leaves on the disk what was before."""
+        before = copy.deepcopy(owed)
+        own(owed, named, randomness)
+        monkeypatch.setattr(
+            server,
+            "_packed",
+            lambda state, *rest: packed(
+                dataclasses.replace(
+                    state,
+                    owed=before,
+                    weights={**state.weights, **{name: one.weight for name, one in before.items()}},
+                ),
+                *rest,
+            ),
+        )
+
+    packed = server._packed
+    monkeypatch.setattr(server, "settle", unkept)
+    monkeypatch.setattr(Lazily, "sums", unlooking)
+    assert not nothing_is_repeated(tmp_path, 4, "sent")
+
+
+def unlooking(self: Any, number: int, weights: Mapping[str, Any], *, clip_norm: float) -> Iterator[UserSums]:
+    self.sent[number] = dict(weights)
+    if number == self.at:
+        raise KilledError
+    yield from self.inner.sums(number, weights, clip_norm=clip_norm)
+
+
+def test_a_second_copy_of_tables_that_owe_noise_pays_for_all_rounds_or_shows_nothing(tmp_path: Path) -> None:
+    """Both would draw the noise of rounds before the checkpoint, each its own: two releases of the same sums."""
+    log, found = private_logs(tmp_path), plan(table_noise="lazy")
+    ledger = new_ledger(tmp_path, epsilon=found.spent.upper * 2.5)
+    file, other, third = (tmp_path / "kept" / name for name in ("round", "other", "third"))
+    with pytest.raises(KilledError):
+        serve(log, found, Lazily(log, 4, "sent", file), ledger=ledger, checkpoint=Checkpoint(path=file))
+    for one in (other, third):
+        one.write_bytes(file.read_bytes())
+        one.chmod(0o600)
+    for one in (file, other):
+        serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=one, resume=True))
+    first, again = ledger.history("small")
+    assert again.epsilon == pytest.approx(first.epsilon)
+    assert "steps 1 to 5" in again.purpose
+    with pytest.raises(BudgetExceeded):
+        serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=third, resume=True))
+    assert len(ledger.history("small")) == 2
+
+
+def test_a_run_that_is_killed_as_it_resumes_can_be_resumed_again_for_nothing(tmp_path: Path) -> None:
+    log, found = private_logs(tmp_path), plan(table_noise="lazy")
+    ledger, file = new_ledger(tmp_path, epsilon=LIMIT), tmp_path / "kept" / "round"
+    with pytest.raises(KilledError):
+        serve(log, found, Lazily(log, 3, "sent", file), ledger=ledger, checkpoint=Checkpoint(path=file))
+    with pytest.raises(KilledError):  # before anything is named or sent
+        serve(
+            log,
+            found,
+            Lazily(log, 3, "naming", file),
+            ledger=ledger,
+            checkpoint=Checkpoint(path=file, resume=True),
+        )
+    run = serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
+    assert run.rounds_done == found.rounds
+    assert len(ledger.history("small")) == 1
+
+
+def test_the_last_model_is_flushed_and_on_the_disk_before_it_is_handed_out(tmp_path: Path) -> None:
+    log, ledger, file = private_logs(tmp_path), new_ledger(tmp_path, epsilon=LIMIT), tmp_path / "kept" / "round"
+    found = plan(table_noise="lazy", cohort=1)
+    run = serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=file, keep=True))
+    kept = working.read(file)
+    for name, one in run.model.named_parameters():
+        assert torch.equal(kept["weights"][name], one)
+    assert all((one["settled"] == found.rounds).all() for one in kept["owed"].values())
+    again = serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
+    for name, one in again.model.named_parameters():
+        assert torch.equal(kept["weights"][name], one)
