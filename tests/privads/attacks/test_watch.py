@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from privads.attacks.canaries import Canaries, Kind
+from privads.attacks.final_rows import FinalRows
 from privads.attacks.pushes import Pushes
 from privads.attacks.watch import watch_for
 from privads.logs.logs import Logs
@@ -38,17 +39,20 @@ def quiet(patch: pytest.MonkeyPatch, factor: float) -> None:
     )
 
 
-def trained_once(rows: Logs, chosen: TrainPlan, canaries: Canaries | None) -> dict[str, Tensor]:
-    """The weights after one step of SGD at learning rate 1."""
+def trained(
+    rows: Logs, chosen: TrainPlan, canaries: Canaries | None, weight_decay: float = 0.0
+) -> tuple[dict[str, Tensor], PrivateEngine]:
+    """The weights after the plan's steps of SGD at learning rate 1."""
+    torch.manual_seed(0)
     model = DCN(rows.schema)
     engine = PrivateEngine(chosen, insecure_seed=1, canaries=canaries)
-    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=weight_decay)
     _, optimizer, batches = engine.make_private(model, sgd, rows, loss=losses.per_row)
     for batch in batches:
         engine.backward(losses.per_row(model(batch), batch))
         optimizer.step()
     engine.finish()
-    return {name: one.detach() for name, one in model.named_parameters()}
+    return {name: one.detach() for name, one in model.named_parameters()}, engine
 
 
 @pytest.mark.parametrize(
@@ -68,10 +72,8 @@ def test_a_canary_that_is_drawn_adds_a_clip_norm_and_nobody_else_adds_anything_e
     # every unit joins every batch, and without noise nothing else differs
     rows, chosen = log(tmp_path), plan(batch=400, steps=1, averaging=0.0, clipping=clipping, table_noise=table_noise)
     coins = tuple(place < 40 for place in range(60))
-    torch.manual_seed(0)
-    plain = trained_once(rows, chosen, None)
-    torch.manual_seed(0)
-    found = trained_once(rows, chosen, Canaries(count=60, kind=kind, coins=coins))
+    plain, _ = trained(rows, chosen, None)
+    found, _ = trained(rows, chosen, Canaries(count=60, kind=kind, coins=coins))
     moved = torch.cat([(found[name] - one).flatten() for name, one in plain.items()]) * chosen.batch / chosen.clip_norm
     assert float(moved.square().sum()) == pytest.approx(40, rel=1e-3)
     where = moved.abs() > 1e-3
@@ -161,20 +163,24 @@ def test_an_honest_run_with_lazy_tables_is_not_accused(tmp_path: Path) -> None:
     assert scores[included].mean() > scores[~included].mean()
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.2])
 def test_where_a_row_of_a_lazy_table_would_have_been_is_known_whatever_the_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight_decay: float
 ) -> None:
-    """Without noise, canaries that were left out end where they were expected, and those put in on their direction."""
+    """Every unit joins every batch. theta_4 = theta_0 k^4 - (1 / batch) sum of g_t k^(4 - t), and k = 1 - weight decay;
+    a canary's g_t is the clip norm along its direction beside what others add.
+    """
     quiet(monkeypatch, 0.0)
-    rows, chosen = log(tmp_path), plan(epsilon=3.0, table_noise="lazy", averaging=0.0)
-    model = Logistic(rows.schema)
-    sgd = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=weight_decay)
-    run = fit(model, rows, chosen, optimizer=sgd, canaries=Canaries(count=300, kind="row"))
-    assert run.evidence is not None
-    scores, included = run.evidence.scores, run.evidence.included
-    assert abs(scores[~included]).max() < 1e-4
-    assert (scores[included] > 0.01).mean() > 0.95  # all but those that were never drawn: 0.9^60 of them
+    chosen = plan(batch=400, steps=4, averaging=0.0, table_noise="lazy")
+    coins = tuple(place < 40 for place in range(60))
+    _, engine = trained(log(tmp_path), chosen, Canaries(count=60, kind="row", coins=coins), weight_decay)
+    watch = engine._watch
+    assert isinstance(watch, FinalRows)
+    ((table, direction),) = watch._directions.items()
+    moved = watch._expected[table] - table.detach()[watch._rows[table]]
+    along = (moved * direction.weights).sum(1) * chosen.batch / chosen.clip_norm
+    assert along[:40].tolist() == pytest.approx([sum((1 - weight_decay) ** t for t in range(4))] * 40, rel=1e-3)
+    assert along[40:].tolist() == pytest.approx([0.0] * 20, abs=1e-3)
 
 
 def test_canary_users_catch_a_clip_that_is_left_out_after_the_probe(
