@@ -36,11 +36,20 @@ def silos_of(population: Population) -> tuple[Rows, ...]:
     return silos
 
 
-def randomness_of(silo: int, *, insecure_seed: int | None, secure: bool = False) -> Randomness:
-    """Returns the randomness of a silo, its own; from a seed the same wherever the silo is."""
+def check_users(schema: Schema, plan: FederatedPlan) -> None:
+    """Raises ValueError where the rows of ``schema`` have no users, or others than the plan protects."""
+    if not schema.unit:
+        raise ValueError("users need unit columns: add unit = [COLUMN] to the schema")
+    if plan.budget is not None:
+        schema.check_unit(plan.budget.unit)
+        schema.check_history(plan.budget.unit)
+
+
+def randomness_of(silo: int, number: int, *, insecure_seed: int | None, secure: bool = False) -> Randomness:
+    """Returns the randomness of a silo in round ``number``; from a seed the same wherever and whenever it is made."""
     if insecure_seed is None:
         return Randomness(secure=secure)
-    return Randomness(insecure_seed=int(np.random.SeedSequence([insecure_seed, silo]).generate_state(1)[0]))
+    return Randomness(insecure_seed=int(np.random.SeedSequence([insecure_seed, silo, number]).generate_state(1)[0]))
 
 
 class Silo:
@@ -60,6 +69,10 @@ class Silo:
         )
         users = int(self._units.max()) + 1 if len(self._units) else 0
         self.sent: Numbers = np.zeros(users, dtype=np.int64)  # by each user so far
+
+    def draw_from(self, randomness: Randomness) -> None:
+        """Take all that is drawn from now on from here."""
+        self._randomness, self._sampler.generator = randomness, randomness.generator
 
     def draw(self) -> Draw:
         """Returns who takes part in a round, with their rows."""
@@ -107,6 +120,7 @@ class Members:
         self._rows = silos_of(population)
         self._silos: list[Silo] = []
         self._local: LocalTraining | None = None
+        self._source: dict[str, Any] = {}
 
     @property
     def schema(self) -> Schema:
@@ -119,9 +133,19 @@ class Members:
         return len(self._rows)
 
     @property
+    def backend(self) -> str:
+        """How they are reached, in words."""
+        return "this process"
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What reaching them in this way leaves open: nothing."""
+        return ()
+
+    @property
     def split(self) -> str:
         """Which rows are trained on, in words."""
-        return "; ".join(getattr(one, "split_text", "all rows") for one in self._rows)
+        return "; ".join(dict.fromkeys(getattr(one, "split_text", "all rows") for one in self._rows))
 
     @property
     def features(self) -> Any:
@@ -136,21 +160,18 @@ class Members:
     def open(self, task: Task, plan: FederatedPlan, *, insecure_seed: int | None, secure: bool) -> None:
         """Read whose the rows are."""
         self._local = LocalTraining(task, self.schema)
+        self._source = {"insecure_seed": insecure_seed, "secure": secure}
         self._silos = [
-            Silo(
-                rows,
-                plan,
-                rows_per_user=task.rows_per_user,
-                randomness=randomness_of(number, insecure_seed=insecure_seed, secure=secure),
-            )
-            for number, rows in enumerate(self._rows)
+            Silo(rows, plan, rows_per_user=task.rows_per_user, randomness=randomness_of(silo, 0, **self._source))
+            for silo, rows in enumerate(self._rows)
         ]
 
     def sums(self, number: int, weights: Mapping[str, Tensor], *, clip_norm: float) -> Iterator[UserSums]:
         """Yields the clipped sum of each silo for round ``number``."""
         if self._local is None:
             raise RuntimeError("open comes first")
-        for silo in self._silos:
+        for place, silo in enumerate(self._silos):
+            silo.draw_from(randomness_of(place, number, **self._source))
             yield silo.sums(self._local, weights, clip_norm=clip_norm)
 
     def standing(self) -> dict[str, Any]:

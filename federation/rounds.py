@@ -21,6 +21,7 @@ from federation.clipping import next_clip_norm
 from federation.plan import FederatedPlan
 from federation.sums import UserSums
 from privads.noise import Randomness
+from privads.training.working import CheckpointError
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer for the parameters, such as ``lambda weights: torch.optim.Adam(weights, lr=0.01)``."""
@@ -49,6 +50,21 @@ def first_state(model: nn.Module, plan: FederatedPlan) -> RoundState:
     """Returns the state before the first round."""
     weights = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
     return RoundState(done=0, weights=weights, optimizer={}, clip_norm=plan.clip_norm)
+
+
+def check_optimizer(state: RoundState, optimizer: ServerOptimizer) -> None:
+    """Raises `CheckpointError` where ``state`` is of a server with another kind of optimizer, or other steps."""
+    own = optimizer([nn.Parameter(one.clone()) for one in state.weights.values()]).state_dict()
+    if state.optimizer and _settings(state.optimizer) != _settings(own):
+        raise CheckpointError(
+            "the checkpoint is of a run whose server has another optimizer, or another step: resume with the one it "
+            "was made under, or start a new run"
+        )
+
+
+def _settings(optimizer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the kind and the numbers of an optimizer, which its state_dict holds for each group of weights."""
+    return [{name: one for name, one in group.items() if name != "params"} for group in optimizer["param_groups"]]
 
 
 def noised_mean(

@@ -2,9 +2,11 @@
 
 import dataclasses
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,31 +16,42 @@ from torch import nn
 from accounting import mechanisms
 from accounting.accountant import Bounds
 from accounting.ledger import Entry, Ledger
-from accounting.report import record
+from accounting.report import record, scores
 from accounting.report.guarantee import Guarantee
-from accounting.report.setting import Actor, Security, Setting
+from accounting.report.setting import Actor, Setting
 from accounting.report.summary import summary
 from federation.plan import FederatedPlan
 from federation.task import Task
 from privads.batch import Rows
+from privads.evaluation.calibrate import Calibration
+from privads.evaluation.metrics import TaskMetrics
+from privads.evaluation.values import ValueMetrics
 from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models import MODELS
 from privads.promise import guarantee, ledger_budget, this_run
-from privads.stated import SIDE_CHANNELS
+from privads.stated import stated
+from privads.training.assumptions import of_resumptions
+from privads.training.checkpoint import save
+from privads.training.finished import judge, predict, said_of_metrics, task_records, value_records
 from privads.training.resume import Resumption
-from privads.training.run import fingerprint, predict, settings_of
+from privads.training.run import fingerprint, settings_of
 
 RELEASED = "models of all rounds"
 SENT = "messages of one user in the whole run"
+
+
+def released_of(plan: FederatedPlan) -> str:
+    """Returns what a plan's epsilon is about."""
+    return SENT if plan.mechanism == "local" else RELEASED
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FederatedRun:
     """A finished federated run. ``model`` is a plain module with the last round's weights; the task's is as it was.
 
-    silos: how many there were. clip_norm: after the last round. optimizer: the name of the server's. split, features:
-    of the rows, as `privads.training.run.Run` has them.
+    silos: how many there were. backend, not_covered: how they were reached, and what that leaves open. clip_norm: after
+    the last round. optimizer: the name of the server's. All else: as `privads.training.run.Run` has it.
     """
 
     model: nn.Module
@@ -53,8 +66,16 @@ class FederatedRun:
     randomness: str
     floating_point: str
     insecure_seed: int | None
+    backend: str = "this process"
+    not_covered: tuple[str, ...] = ()
     split: str = "not stated"
     features: Features | None = None
+    metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
+    values: Mapping[str, ValueMetrics] = field(default_factory=dict)
+    released: tuple[scores.TaskMetrics, ...] = ()
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
     ledger: Ledger | None = None
     entry: Entry | None = None
     resumptions: tuple[Resumption, ...] = ()
@@ -73,22 +94,37 @@ class FederatedRun:
         """Returns {task: (rows,) probability of an event, or mean of a number}. Reads the rows."""
         return predict(self.model, rows)
 
+    def evaluated_on(self, rows: Rows, *, replicates: int = 200, seed: int = 0) -> "FederatedRun":
+        """Returns the same run with metrics on held-out ``rows``, as `privads.training.run.Run.evaluated_on` does.
+
+        This reads the rows and its result is not covered by epsilon: the report says so. replicates: of the bootstrap.
+        """
+        metrics, values = judge(self.model, self.schema, rows, replicates=replicates, seed=seed)
+        return dataclasses.replace(self, metrics=metrics, values=values)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model.safetensors, model.json, report.json and report.html into a new ``folder``; returns its path."""
+        return save(self, Path(folder))
+
     def report(self) -> record.Report:
-        """Returns the privacy report of this run."""
-        plan, schema = self.plan, self.schema
+        """Returns the privacy report of this run; what people say of it is in the table ``report`` of ``config``."""
+        plan, schema, said = self.plan, self.schema, stated(self.config)
         settings = {
+            **self.config,
             "plan": dataclasses.asdict(plan),
             "task": self.task.settings,
             "silos": self.silos,
+            "backend": self.backend,
         }
         return record.Report(
             run=this_run(
                 identity=self.id,
                 created_at=self.created_at,
                 seconds=self.seconds,
-                seed=None,
+                seed=self.seed,
                 insecure_seed=self.insecure_seed,
                 config=settings,
+                author=said.author,
             ),
             guarantee=self._guarantee(),
             mechanism=self._mechanism(),
@@ -113,15 +149,19 @@ class FederatedRun:
                 optimizer=f"{self.optimizer} on the server, SGD at the users'",
                 learning_rate=self.task.local_learning_rate,
                 averaging="none",
+                calibration="; ".join(f"{task}: {one}" for task, one in self.calibrations.items()) or None,
                 settings=settings_of(self.model),
                 weights_sha256=fingerprint(self.model.state_dict()),
             ),
             budget=None
             if self.ledger is None or self.entry is None
             else ledger_budget(self.ledger, schema.dataset, self.entry),
-            metrics=(),
+            metrics=(*task_records(schema, self.metrics), *self.released),
+            values=value_records(self.values),
+            product=said.product,
             setting=self._setting() if plan.private else None,
-            security=Security(side_channels=SIDE_CHANNELS),
+            security=said.security,
+            justification=said.justification,
         )
 
     def _guarantee(self) -> Guarantee | None:
@@ -136,7 +176,7 @@ class FederatedRun:
             population=self.plan.population,
             owned=f"all rows of one {budget.unit}",
             unit_columns=self.schema.unit,
-            released=SENT if self.plan.mechanism == "local" else RELEASED,
+            released=released_of(self.plan),
         )
 
     def _mechanism(self) -> record.Mechanism:
@@ -190,6 +230,8 @@ class FederatedRun:
             yield f"Training: {self.plan.rounds} rounds on the users' rows."
         if self.features is not None and self.features.cost is not None:
             yield f"By themselves, beside this figure: the fitted features ({self.features.cost})."
+        for release in dict.fromkeys(one.release for one in self.released if one.release):
+            yield f"Releasing metrics, by itself: {release}."
 
     def _assumptions(self) -> Iterator[record.Assumption]:
         plan = self.plan
@@ -213,6 +255,12 @@ class FederatedRun:
         if self.entry is not None:
             text = "the budget was charged before the first row was read"
             yield record.Assumption(status="enforced", text=text, by="Ledger")
+        again = "the rounds after it were" if plan.mechanism == "central" else "one update of each user was"
+        for text, by in of_resumptions(self.resumptions, each="round", again=again):
+            yield record.Assumption(status="enforced", text=text, by=by)
+        if self.rounds_done < plan.rounds:
+            text = f"the run ended after {self.rounds_done} of {plan.rounds} rounds: to go on cost more than was left"
+            yield record.Assumption(status="enforced", text=text, by="Ledger")
         if self.silos > plan.silos:
             text = f"no user has rows in more than {plan.silos} of the {self.silos} silos"
             yield record.Assumption(status="asserted", text=text, by="the author of the plan")
@@ -224,6 +272,11 @@ class FederatedRun:
         if not self.plan.private:
             yield "Anything: this run has no differential privacy."
             return
+        yield from said_of_metrics(
+            bare=bool(self.metrics or self.values) and not self.schema.public,
+            released=bool(self.released),
+            calibrated=bool(self.calibrations),
+        )
         if self.plan.mechanism == "local":
             yield "Which rounds a user takes part in: it is drawn at random, whatever their rows are."
         else:
@@ -231,6 +284,7 @@ class FederatedRun:
                 "What the server sees: it is trusted, and sees each silo's sum before the noise, and in which rows of "
                 "tables it is not zero."
             )
+        yield from self.not_covered
         yield "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget."
         yield "What the model's initial weights had learned elsewhere."
         yield "Other uses of these data that are not charged to the same ledger."

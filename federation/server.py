@@ -25,8 +25,8 @@ from accounting.budget import BudgetExceeded
 from accounting.ledger import Entry, Ledger
 from federation.cohort import LocalTraining
 from federation.plan import FederatedPlan
-from federation.population import Members, Population
-from federation.rounds import RoundState, ServerOptimizer, after_round, averaging, first_state
+from federation.population import Members, Population, check_users
+from federation.rounds import RoundState, ServerOptimizer, after_round, averaging, check_optimizer, first_state
 from federation.run import FederatedRun
 from federation.sums import UserSums
 from federation.task import Task
@@ -59,6 +59,16 @@ class Parties(Protocol):
     @property
     def silos(self) -> int:
         """How many silos there are."""
+        ...
+
+    @property
+    def backend(self) -> str:
+        """How they are reached, in words."""
+        ...
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What reaching them in this way leaves open, for the report."""
         ...
 
     @property
@@ -148,6 +158,7 @@ def serve(
         charge = Charge.first(task, plan, parties.schema, ledger)
     else:
         state = _state_of(kept, task, plan, parties.schema)
+        check_optimizer(state, optimizer)
         charge = Charge.again(kept, task, plan, parties.schema, ledger)
     # From here on private rows are read, and whatever happens the charge stays.
     started = time.monotonic()
@@ -179,6 +190,8 @@ def serve(
         plan=plan,
         schema=parties.schema,
         silos=parties.silos,
+        backend=parties.backend,
+        not_covered=parties.not_covered,
         ledger=ledger if charge.run is not None else None,
         entry=charge.run,
         rounds_done=state.done,
@@ -198,11 +211,7 @@ def check_before(plan: FederatedPlan, parties: Parties, ledger: Ledger | None, r
     """Raises ValueError where plan, data and ledger do not go together; reads no row."""
     schema = parties.schema
     check_may_read(schema, ledger, insecure_seed=randomness.insecure_seed, private=plan.private, doing="training on")
-    if not schema.unit:
-        raise ValueError("users need unit columns: add unit = [COLUMN] to the schema")
-    if plan.budget is not None:
-        schema.check_unit(plan.budget.unit)
-        schema.check_history(plan.budget.unit)
+    check_users(schema, plan)
     parties.check()
 
 

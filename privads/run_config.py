@@ -271,6 +271,13 @@ class ReportTable(_Table):
     log_retention: Line | None = None
 
 
+class AuditTable(_Table):
+    """An audit of the run with ``canaries`` made-up units of a ``kind``, as `privads.attacks.canaries` says."""
+
+    canaries: int = Field(ge=50, le=100_000)
+    kind: Literal["gradient", "row", "user"] = "gradient"
+
+
 class RunTable(_Table):
     """Where the run folder and a working checkpoint go, the run it starts from, and seeds."""
 
@@ -290,7 +297,7 @@ class RunTable(_Table):
 
 
 class RunConfig(_Table):
-    """The whole of `run.toml`."""
+    """The whole of `run.toml`. federation: for `privads federate`, which knows its keys; no other verb reads them."""
 
     data: DataTable
     plan: PlanTable
@@ -299,9 +306,10 @@ class RunConfig(_Table):
     evaluation: EvaluationTable | None = None
     release: ReleaseTable | None = None
     learn: LearnTable | None = None
-
     attribution: AttributionTable | None = None
+    federation: dict[str, Any] = {}
     ledger: LedgerTable | None = None
+    audit: AuditTable | None = None
     report: ReportTable | None = None
     run: RunTable = RunTable()
 
@@ -347,9 +355,10 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         places = release["values_from"].items()
         found = {key: str(folder / one) if isinstance(one, str) else one for key, one in places}
         result["release"] = {**release, "values_from": found}
-    learn = result.get("learn")
-    if isinstance(learn, dict) and isinstance(learn.get("tables"), list):
-        result["learn"] = {**learn, "tables": [str(folder / one) for one in learn["tables"] if isinstance(one, str)]}
+    for name, key in (("learn", "tables"), ("federation", "silo_paths")):
+        table = result.get(name)
+        if isinstance(table, dict) and isinstance(table.get(key), list):
+            result[name] = {**table, key: [str(folder / one) if isinstance(one, str) else one for one in table[key]]}
     ledger = result.get("ledger")
     if isinstance(ledger, dict) and isinstance(ledger.get("url"), str) and ledger["url"].startswith(SQLITE):
         result["ledger"] = {**ledger, "url": f"{SQLITE}{folder / ledger['url'].removeprefix(SQLITE)}"}

@@ -1,5 +1,6 @@
 """A report in a few lines, for a terminal: what a command line and a script print at the end of a run."""
 
+from accounting.report.audits import AuditResult
 from accounting.report.phrase import bound
 from accounting.report.record import LedgerBudget, Report
 from accounting.report.scores import Interval, TaskMetrics, ValueMetrics
@@ -8,7 +9,7 @@ NOT_DEFINED = "not defined"
 
 
 def summary(report: Report) -> str:
-    """Returns two lines for each task and number, the claim, and what is left; segments are in the report alone.
+    """Returns two lines for each task and number, the claim, its audits, and what is left; no segments.
 
     Where the model has several, each is named, also where only one was judged.
     """
@@ -16,7 +17,14 @@ def summary(report: Report) -> str:
     several = len(report.data.labels) > 1
     lines = [line for task in shown for line in in_lines(task, prefix=f"{task.task}: " if several else "")]
     lines += [line for one in report.values for line in _value_of(one, prefix=f"{one.task}: " if several else "")]
-    return "\n".join([*lines, report.headline, _budget(report.budget)])
+    audits = [_audit(report, one) for one in report.audit]
+    return "\n".join([*lines, report.headline, *audits, _budget(report.budget)])
+
+
+def _audit(report: Report, audit: AuditResult) -> str:
+    guessed = "" if audit.guesses is None else f"; {audit.correct} of {audit.guesses} guesses were right"
+    power = "" if audit.power is None else f", a correct run of the claim reaches {audit.power:.2f}"
+    return f"audit: {audit.verdict}: {report.proved(audit)}{power}{guessed}"
 
 
 def in_lines(task: TaskMetrics, *, prefix: str = "") -> list[str]:
@@ -39,10 +47,9 @@ def _value_of(task: ValueMetrics, *, prefix: str) -> list[str]:
     ]
 
 
-def _budget(budget: LedgerBudget | None) -> str:
-    if budget is None:
-        return "budget left: no ledger was charged"
-    left = bound(
+def budget_left(budget: LedgerBudget) -> str:
+    """Returns what the run left of the data set's limit, with its terms."""
+    return bound(
         budget.left_epsilon,
         delta=budget.left_delta,
         unit=budget.unit,
@@ -50,7 +57,10 @@ def _budget(budget: LedgerBudget | None) -> str:
         released=f"data set {budget.dataset}",
         relation="=",
     )
-    return f"budget left: {left}"
+
+
+def _budget(budget: LedgerBudget | None) -> str:
+    return f"budget left: {'no ledger was charged' if budget is None else budget_left(budget)}"
 
 
 def _interval(interval: Interval) -> str:

@@ -1,6 +1,6 @@
 """From a plan and rows to the batches that a loop sees: whole, or in parts where one would not fit into memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,6 +19,7 @@ class Part:
     """What the loop is shown at a time: a batch, or where the plan says ``rows_at_once`` a part of one.
 
     owners: (rows,) which of the ``units`` places has each row. rows: so many are real, the others padding behind them.
+    numbers: (rows,) of the real ones in the log.
     sampled: the places, from the first, that hold a unit of the log. last: no part of the same batch follows.
     """
 
@@ -26,6 +27,7 @@ class Part:
     owners: Tensor
     units: int
     rows: int
+    numbers: NDArray[np.int64]
     sampled: int
     last: bool
 
@@ -55,7 +57,11 @@ class Sampled:
 
     def take(self, places: NDArray[np.int64]) -> Batch:
         """Returns the rows at these places of ``units``."""
-        return self.rows.take(places if self.numbers is None else self.numbers[places])
+        return self.rows.take(self.in_log(places))
+
+    def in_log(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the numbers in the log of the rows at these places."""
+        return places if self.numbers is None else self.numbers[places]
 
 
 def _without_gaps(units: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -92,6 +98,7 @@ class Source:
             owners=torch.from_numpy(owners).to(self._device),
             units=max(draw.units, 1),
             rows=real,
+            numbers=self.sampled.in_log(draw.row_numbers),
             sampled=draw.sampled,
             last=last,
         )
@@ -120,3 +127,21 @@ def parts_of(draw: Draw, rows_at_once: int | None) -> Iterator[Draw]:
             sampled=min(max(draw.sampled - first, 0), end - first),
         )
         first = end
+
+
+class Batches:
+    """The plan's batches: so many ``steps`` of them, once. A second pass would be a second run, and raises."""
+
+    def __init__(self, steps: int, draws: Callable[[], Iterator[Batch]]) -> None:
+        self._steps, self._draws, self._started = steps, draws, False
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._started:
+            raise RuntimeError(
+                "the plan's batches can be read once: another pass needs another plan, and its own charge"
+            )
+        self._started = True
+        return self._draws()

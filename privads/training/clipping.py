@@ -55,17 +55,20 @@ class ClippedSums:
     at each of the m rows, of all tables together, that u reads, so that ``||v_u||_2 <= 1``. Whether a unit counts does
     not depend on its gradient. Reads of a padding_idx, by rows of padding, and of tables without a part in the loss do
     not count.
+    apart: per parameter, the part of ``sums`` that the units have whose sums were asked for by themselves.
     """
 
     sums: Mapping[Tensor, Tensor | SparseSum]
     within: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     touched: Mapping[Tensor, SparseSum] = field(default_factory=dict)
+    apart: Mapping[Tensor, Tensor | SparseSum] = field(default_factory=dict)
 
     def __add__(self, other: "ClippedSums") -> "ClippedSums":
         return ClippedSums(
             sums=_added(self.sums, other.sums),
             within=torch.cat([self.within, other.within]),
             touched=_added(self.touched, other.touched),
+            apart=_added(self.apart, other.apart),
         )
 
 
@@ -172,6 +175,7 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         clip_norm: float,
         per_group: bool = False,
         touching: int | None = None,
+        apart: Tensor | None = None,
     ) -> ClippedSums:
         """Returns the sums over units of their clipped gradients.
 
@@ -179,12 +183,14 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
         contribution; with an infinite one nothing is clipped, and norms are not computed. per_group: tables and the
         rest are clipped each to ``clip_norm / sqrt(2)``; a model that has only one of the two, to ``clip_norm``.
         touching: asks for ``touched``; the first so many rows count, and later ones are padding: a unit of nobody.
+        apart: (units,) bool, whose sums are given by themselves too.
         """
         real = units
         if touching is not None and touching < len(owners):
             owners = owners.clone()
             owners[touching:] = units  # whatever padding computes, it is clipped and counted by itself
             units += 1
+            apart = None if apart is None else torch.cat([apart, apart.new_zeros(1)])
         # Autocast would round products: norms must be those of the numbers that are added up.
         with torch.autocast(losses.device.type, enabled=False):
             found = self._contributions(losses, Owners(owners, units))
@@ -192,14 +198,17 @@ class UnitGradients(GradSampleHooks):  # type: ignore[misc]
             groups = [[one for one in found if isinstance(one, Lookups) == which] for which in (True, False)]
             bound = clip_norm / math.sqrt(2) if split else clip_norm
             sums: dict[Tensor, Tensor | SparseSum] = {}
+            some: dict[Tensor, Tensor | SparseSum] = {}
             within = torch.ones(units, dtype=torch.bool, device=losses.device)
             for group in groups if split else [found]:
                 factors, below = _factors(group, units, bound, losses.device)
                 within &= below
                 for contribution in group:
                     sums.update(contribution.weighted_sums(factors))
+                    if apart is not None and bool(apart.any()):
+                        some.update(contribution.weighted_sums(torch.where(apart, factors, 0.0)))
             touched = {} if touching is None else _touched(found, real, units)
-        return ClippedSums(sums=sums, within=within[:real], touched=touched)
+        return ClippedSums(sums=sums, within=within[:real], touched=touched, apart=some)
 
     def _contributions(self, losses: Tensor, owners: Owners) -> list[Contribution]:
         if not self._calls:

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from accounting.budget import EXAMPLE
 from accounting.ledger import Entry, Ledger
+from privads.attacks.canaries import Canaries
+from privads.attacks.evidence import Evidence
+from privads.attacks.watch import Watch, watch_for
 from privads.batch import Batch, Rows
 from privads.charge import open_charge
 from privads.noise import Randomness
 from privads.training import resume, working
 from privads.training.adaptive import ClipNorm
-from privads.training.batches import Sampled, Source
+from privads.training.batches import Batches, Sampled, Source
 from privads.training.checks import check_before
 from privads.training.clipping import ClippedSums, UnitGradients
 from privads.training.optimizer import PlanOptimizer
@@ -44,7 +47,7 @@ class PrivateEngine:
 
     ledger: may be left out only for data that the schema declares public. insecure_seed: makes batches and noise
     repeatable, and is refused on data that are not public. secure: noise against attacks on its floating-point numbers,
-    see `Randomness`. purpose: what the ledger's entry says.
+    see `Randomness`. purpose: what the ledger's entry says. canaries: planted for an audit, which `finish` makes.
     """
 
     def __init__(
@@ -55,8 +58,9 @@ class PrivateEngine:
         insecure_seed: int | None = None,
         secure: bool = False,
         purpose: str = "train",
+        canaries: Canaries | None = None,
     ) -> None:
-        self.plan, self.ledger, self.purpose = plan, ledger, purpose
+        self.plan, self.ledger, self.purpose, self.canaries = plan, ledger, purpose, canaries
         self.randomness = Randomness(insecure_seed=insecure_seed, secure=secure)
         self.steps_done = 0
         self._state: _State = "new"
@@ -65,6 +69,7 @@ class PrivateEngine:
         self._clip = ClipNorm(plan, self.randomness)
         self._tables: LazyTables | SelectedTables | None = None
         self._average: list[Tensor] = []
+        self._watch: Watch | None = None
         self._process: int | None = None
         self._run_entry: int | None = None
         self._resumptions: tuple[Resumption, ...] = ()
@@ -79,7 +84,7 @@ class PrivateEngine:
         loss: Loss | None = None,
         resume_from: str | Path | None = None,
         shown: bool = True,
-    ) -> tuple[nn.Module, PlanOptimizer, "Batches"]:
+    ) -> tuple[nn.Module, PlanOptimizer, Batches]:
         """Returns (model, optimizer, batches): checks everything, charges the ledger, opens the rows, in this order.
 
         loss: (outputs, batch) -> (rows,). Where it is given, the probe covers it; else the report says that its
@@ -89,6 +94,8 @@ class PrivateEngine:
         the steps since then may have left its process, such as a loss that was printed; they are then charged again.
         """
         self._expect("new", "make_private is called once for each engine")
+        if self.canaries is not None and resume_from is not None:
+            raise ValueError("a run with canaries cannot be resumed: start a new run, or leave out the canaries")
         check_before(self.plan, self.ledger, self.randomness, model, optimizer, rows)
         standing = None if resume_from is None else self._resumed(Path(resume_from), model, optimizer, rows)
         model.train()
@@ -100,6 +107,13 @@ class PrivateEngine:
             self._optimizer = PlanOptimizer(
                 optimizer, self.plan, self.randomness, self._clip, self._take_sums, self._after_step, self._tables
             )
+            if self.canaries is not None:
+                seed = self.randomness.insecure_seed
+                noised = self._optimizer.noised
+                self._watch = watch_for(
+                    self.canaries, self.plan, model, loss, rows, noised, self._tables, insecure_seed=seed
+                )
+                self._optimizer.watch = self._watch
             group = optimizer.param_groups[0]
             self._rate = float(group.get("initial_lr", group["lr"]))  # the former where a schedule starts lower
             self._kept = {name: one.clone() for name, one in self._untrained().items()}
@@ -116,7 +130,7 @@ class PrivateEngine:
         self._started = time.monotonic() - (0.0 if standing is None else standing.seconds)
         self._open_rows(standing)
         self._state, self._process = "ready", os.getpid()
-        return model, self._optimizer, Batches(self)
+        return model, self._optimizer, Batches(self.plan.steps, self._draws)
 
     def save(self, path: str | Path, *, note: Mapping[str, Any] | None = None) -> None:
         """Write a working checkpoint, from which `make_private` resumes this run, in place of an earlier one.
@@ -126,6 +140,8 @@ class PrivateEngine:
         to find in ``engine.note`` when it goes on, as `working.write` takes it.
         """
         self._expect("ready", "a checkpoint is made between two steps")
+        if self._watch is not None:
+            raise ValueError("a run with canaries cannot be resumed: leave out the checkpoint, or the canaries")
         if self._within:
             raise RuntimeError("a checkpoint is made between two steps, and parts of a batch are still to come")
         if not self.may_save:
@@ -175,6 +191,10 @@ class PrivateEngine:
         if part.rows < len(losses):  # padding has no gradient, whatever the loss says of it
             real = torch.arange(len(losses), device=losses.device) < part.rows
             losses = torch.where(real, losses, torch.zeros_like(losses))
+        apart = None
+        if self._watch is not None:
+            losses = self._watch.drawn(part.numbers, losses)
+            apart = self._watch.apart(part.numbers, part.owners, part.units)
         if plan.combined == "mean":
             owned = torch.bincount(part.owners[: part.rows], minlength=part.units).clamp(min=1)
             losses = losses / owned[part.owners]
@@ -185,6 +205,7 @@ class PrivateEngine:
             clip_norm=self._clip.now,
             per_group=plan.clipping == "per-group",
             touching=part.rows if self._counts_rows else None,
+            apart=apart,
         )
         if part.rows:
             self._sums = found if self._sums is None else self._sums + found
@@ -229,6 +250,7 @@ class PrivateEngine:
             schema=self.rows.schema,
             ledger=self.ledger if self.entry is not None else None,
             entry=self.entry,
+            evidence=self._evidence(),
             facts=Facts(
                 steps_done=self.steps_done,
                 seconds=time.monotonic() - self._started,
@@ -242,6 +264,11 @@ class PrivateEngine:
                 resumptions=self._resumptions,
             ),
         )
+
+    def _evidence(self) -> Evidence | None:
+        if self._watch is None or self.canaries is None:
+            return None
+        return Evidence.of(self._watch, self.canaries.kind, self.plan, self.model)
 
     def _tables_for(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> LazyTables | SelectedTables | None:
         """Returns what trains the tables, where dense noise does not."""
@@ -284,7 +311,8 @@ class PrivateEngine:
     def _open_rows(self, standing: Standing | None) -> None:
         """Read who owns the rows, and make what a plan makes once of the log; a resumed run has it already."""
         generator, plan = self.randomness.generator, self.plan
-        sampled = Sampled.of(self.rows, plan, by_row=self._unit == EXAMPLE, generator=generator)
+        rows = self.rows if self._watch is None else self._watch.planted(self.rows)
+        sampled = Sampled.of(rows, plan, by_row=self._unit == EXAMPLE, generator=generator)
         sampler = sampler_for(plan, sampled.units, self.randomness)
         if standing is not None and standing.places != len(sampled.units) and plan.records == 1:
             raise working.CheckpointError("the log is not the one that the run was on: start a new run")
@@ -405,21 +433,3 @@ class PrivateEngine:
 
 def _rows_of_tables(model: nn.Module) -> int:
     return sum(len(table) for table in tables_of(model))
-
-
-class Batches:
-    """The plan's batches: `plan.steps` of them, once. A second pass would be a second run, and raises."""
-
-    def __init__(self, engine: PrivateEngine) -> None:
-        self._engine, self._started = engine, False
-
-    def __len__(self) -> int:
-        return self._engine.plan.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._started:
-            raise RuntimeError(
-                "the plan's batches can be read once: another pass needs another plan, and its own charge"
-            )
-        self._started = True
-        return self._engine._draws()

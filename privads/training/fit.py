@@ -13,6 +13,7 @@ from torch import nn
 
 from accounting.ledger import Ledger
 from accounting.report.started import StartedFrom
+from privads.attacks.canaries import Canaries
 from privads.logs.logs import Logs
 from privads.models import MODELS, losses
 from privads.progress import bar
@@ -20,9 +21,10 @@ from privads.stated import stated
 from privads.training import working
 from privads.training.defaults import default_optimizer, steepness_of, warm_up
 from privads.training.engine import PrivateEngine
+from privads.training.finished import check_same_data
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss
-from privads.training.run import Run, check_same_data
+from privads.training.run import Run
 from privads.training.start import go_on, start_of
 from privads.training.working import CheckpointError
 
@@ -88,6 +90,7 @@ def fit(
     config: Mapping[str, Any] | None = None,
     start: Run | str | Path | None = None,
     checkpoint: Checkpoint | None = None,
+    canaries: Canaries | None = None,
 ) -> Run:
     """Returns the run that trains ``model`` on ``train`` as ``plan`` says, evaluated on ``test`` where it is given.
 
@@ -100,7 +103,10 @@ def fit(
     match. Its cost stays where it was charged, and the report names it beside this run's own figure.
     config: kept in the report; its table ``report`` says what only people know (`privads.run_config.ReportTable`).
     checkpoint: where to keep a working checkpoint, and whether to go on from one.
+    canaries: planted for an audit of the run, whose outcome stands in the report; not in a run with a checkpoint.
     """
+    if canaries is not None and checkpoint is not None:
+        raise ValueError("a run with canaries cannot be resumed: leave out the checkpoint, or the canaries")
     if test is not None:
         check_same_data(train.schema, test.schema)
         test.check()
@@ -115,7 +121,9 @@ def fit(
         inner = default_optimizer(model, plan, steepness=steepness_of(train, plan))
     schedule = warm_up(inner, plan) if optimizer is None else None
     purpose = f"train {type(model).__name__}" + (f", from run {earlier[0].run}" if earlier else "")
-    engine = PrivateEngine(plan, ledger=ledger, insecure_seed=insecure_seed, secure=secure, purpose=purpose)
+    engine = PrivateEngine(
+        plan, ledger=ledger, insecure_seed=insecure_seed, secure=secure, purpose=purpose, canaries=canaries
+    )
     model, private, batches = engine.make_private(
         model, inner, train, loss=chosen_loss, resume_from=resume_from, shown=not _is_own(progress)
     )

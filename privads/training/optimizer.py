@@ -8,6 +8,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
+from privads.attacks.watch import Watch
 from privads.noise import Randomness
 from privads.training.adaptive import ClipNorm
 from privads.training.clipping import ClippedSums
@@ -25,7 +26,8 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
     Each step gives the inner optimizer ``(sum of clipped gradients + N(0, (noise_multiplier clip_norm)^2)) / batch``
     for every parameter it holds, also for those that no row touched. ``take_sums`` hands over the sums, None while
     parts of the batch are still to come, and raises where they are not due. ``tables`` takes its own tables' noise and
-    step: the inner optimizer does not see the rows of lazy ones, and of selected ones only the selected rows.
+    step: the inner optimizer does not see the rows of lazy ones, and of selected ones only the selected rows. ``watch``
+    is an audit's: it adds canaries to the sums and looks at them after the noise.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         )
         self._randomness, self._take_sums, self._after_step = randomness, take_sums, after_step
         self._tables, self._drawn_together = tables, DRAWN_TOGETHER
-        self._noised = [one for one in self.params if tables is None or one not in tables]
+        self.noised = [one for one in self.params if tables is None or one not in tables]
+        self.watch: Watch | None = None
 
     @property
     def noise_multiplier(self) -> float:
@@ -90,15 +93,22 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         self.zero_grad()  # only what is noised below may reach the inner step, not what a loss.backward() left
         if found is None:
             return False
-        for parameter in self._noised:
+        for parameter in self.noised:
             one = found.sums.get(parameter)
             if one is None:
                 parameter.summed_grad = torch.zeros_like(parameter)
             else:
                 parameter.summed_grad = one.dense() if isinstance(one, SparseSum) else one
+        if self.watch is not None:
+            sums = [parameter.summed_grad for parameter in self.noised]
+            added = self.watch.added(sums, found.apart, self.max_grad_norm)
+            for parameter, one in zip(self.noised, added, strict=True):
+                parameter.summed_grad = one
         self.add_noise()
+        if self.watch is not None:
+            self.watch.see([parameter.grad for parameter in self.noised])
         self.scale_grad()
-        for parameter in self._noised:
+        for parameter in self.noised:
             parameter.summed_grad = None
         self._found = found
         return True
@@ -110,12 +120,12 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Add the plan's noise to the sum of every parameter that is not a table with noise of its own."""
-        for parameter, noise in zip(self._noised, self._noises(), strict=True):
+        for parameter, noise in zip(self.noised, self._noises(), strict=True):
             parameter.grad = (parameter.summed_grad + noise).view_as(parameter)
 
     def _noises(self) -> Iterator[Tensor | float]:
         """Yields the noise of each sum: small ones are drawn together, which takes a third of the time."""
-        sums: list[Tensor] = [parameter.summed_grad for parameter in self._noised]
+        sums: list[Tensor] = [parameter.summed_grad for parameter in self.noised]
         if not (self.noise_std and sums):
             yield from [0.0] * len(sums)
             return
@@ -130,7 +140,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def scale_grad(self) -> None:
         """Divide the noised sums by the plan's batch."""
-        for parameter in self._noised:
+        for parameter in self.noised:
             parameter.grad /= self.expected_batch_size * self.accumulated_iterations
 
     def step(self, closure: Any = None) -> None:
@@ -138,10 +148,11 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]
         if not self.pre_step(closure):
             return
         found, self._found = self._found, ClippedSums(sums={})
+        sums = found.sums if self.watch is None else self.watch.in_tables(found.sums, self.max_grad_norm)
         own = (
             contextlib.nullcontext()
             if self._tables is None
-            else self._tables.stepping(found.sums, found.touched, noise_std=self.noise_std)
+            else self._tables.stepping(sums, found.touched, noise_std=self.noise_std)
         )
         with own:
             self.original_optimizer.step()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from accounting import mechanisms
 from accounting.budget import Budget
 from accounting.ledger import Charge, Entry, Ledger, LedgerError
+from accounting.report.anchor import executed_again
 from privads.logs.schema import Schema
 from privads.training.plan import TrainPlan
 from privads.training.working import CheckpointError
@@ -162,7 +163,7 @@ def paid_for(
         delta=plan.budget.delta,
         unit=plan.budget.unit,
         neighbors=plan.budget.neighbors,
-        purpose=f"{purpose}: steps {step + 1} to {plan.steps} of entry {run.id} again",
+        purpose=executed_again(purpose, first=step + 1, last=plan.steps, entry=run.id),
     )
     opened = ledger.open_rows(ledger.reserve(dataset, again))
     return opened, Resumption(step=step, entry=opened.id)

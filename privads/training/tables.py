@@ -288,6 +288,14 @@ class LazyTables:
                     # The rows owe this step's decay as all others do: what is added now is divided by it.
                     _add(weight, sums[weight], factor=-lr / (self._plan.batch * kept))
 
+    def step_of(self, table: Tensor) -> tuple[float, float]:
+        """Returns (learning rate, factor that weight decay leaves of a weight) of a table's next step."""
+        return _step_of(self._optimizer.param_groups[self._tables[table].group])
+
+    def settle(self, table: Tensor, rows: Tensor) -> None:
+        """Pay what these ``rows`` (n,) of a table owe, each named once."""
+        self._settle(self._tables[table], rows)
+
     def flush(self) -> None:
         """Settle every row of every table."""
         for table in self._tables.values():

@@ -56,7 +56,7 @@ def touched_by_all(
             for module, inputs in calls:
                 if not len(module.weight):  # type: ignore[arg-type]
                     continue
-                readers, read = _reads(module, inputs, len(row_numbers))
+                readers, read = reads(module, inputs, len(row_numbers))
                 keys.append(owners[readers] * total + starts[module.weight] + read)  # type: ignore[index]
             calls.clear()
             pairs = np.sort(np.concatenate(keys))  # of an owner and a row of any table
@@ -86,7 +86,7 @@ def _shares(owners: NDArray[np.int64]) -> NDArray[np.float64]:
     return (1 - _ROUNDING) / np.sqrt(np.bincount(owners))[owners]
 
 
-def _reads(module: nn.Module, inputs: tuple[Any, ...], batch_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def reads(module: nn.Module, inputs: tuple[Any, ...], batch_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns (row of the batch, row of the table), each (m,), of every lookup that has a gradient."""
     ids = inputs[0]
     if isinstance(module, nn.Embedding):

@@ -35,6 +35,7 @@ class Dying:
     def __init__(self, log: Logs, at: int, after: int = 0) -> None:
         self.inner, self.at, self.after, self.sent = Members(log), at, after, {}
         self.schema, self.silos, self.split, self.features = log.schema, 1, "all rows", None
+        self.backend, self.not_covered = "this process", ()
         self.check, self.open = self.inner.check, self.inner.open
         self.standing, self.restore = self.inner.standing, self.inner.restore
 
@@ -153,6 +154,8 @@ def test_how_often_users_sent_an_update_survives_the_server(tmp_path: Path) -> N
     [
         (lambda log: {"plan": plan(rounds=6)}, "another rounds"),
         (lambda log: {"task": Task(model=Logistic(log.schema), local_learning_rate=0.6, rows_per_user=3)}, "another"),
+        (lambda _: {"optimizer": lambda weights: torch.optim.SGD(weights, lr=2.0)}, "another step"),
+        (lambda _: {"optimizer": lambda weights: torch.optim.Adam(weights, lr=1.0)}, "another optimizer"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(change: Any, message: str, tmp_path: Path) -> None:
@@ -161,8 +164,9 @@ def test_a_checkpoint_of_another_run_is_refused(change: Any, message: str, tmp_p
     with pytest.raises(KilledError):
         serve(log, plan(), Dying(log, 2), ledger=ledger, checkpoint=Checkpoint(path=file))
     given = {"plan": plan(), "task": task_of(log), **change(log)}
+    kept = Checkpoint(path=file, resume=True)
     with pytest.raises(CheckpointError, match=message):
-        federate(given["task"], log, given["plan"], ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
+        federate(given.pop("task"), log, given.pop("plan"), ledger=ledger, checkpoint=kept, **given)
     assert len(ledger.history("small")) == 1
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from accounting.report.figures import interval
 from accounting.report.guarantee import ProfilePoint
+from accounting.report.page import MissingExtra
 from accounting.report.phrase import round_up
 from accounting.report.record import Report
-from accounting.report.render import MissingExtra, budget_bar, html, markdown
+from accounting.report.render import budget_bar, html, markdown
 from accounting.report.scores import CurvePoint, Interval
 from tests.accounting.report import sample
 from tests.accounting.report.sample import (

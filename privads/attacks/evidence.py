@@ -1,0 +1,73 @@
+"""What an audited run leaves behind: a score for each canary, and which of them had been put in."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from accounting.audit import Audit, one_run
+from accounting.report.audits import AuditResult
+from privads.attacks.canaries import Kind
+from privads.attacks.watch import Watch
+from privads.training.plan import TrainPlan
+
+_NULL = "tested on scores without a leak: wrong in at most 5 % of runs"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """The outcome of the game that an audit plays with canaries, before anything is concluded from it.
+
+    scores: (canaries,) the higher, the more speaks for a canary's having been put in. included: (canaries,) which were.
+    epsilon, delta: the claim of the run.
+    """
+
+    kind: Kind
+    threat_model: str
+    scores: NDArray[np.float64]
+    included: NDArray[np.bool_]
+    epsilon: float
+    delta: float
+
+    @classmethod
+    def of(cls, watch: Watch, kind: Kind, plan: TrainPlan, model: nn.Module) -> "Evidence":
+        """Returns the evidence of a run that has ended with ``model``."""
+        budget = plan.budget
+        if budget is None:
+            raise ValueError("a run without privacy makes no claim to audit")
+        return cls(
+            kind=kind,
+            threat_model=watch.threat_model,
+            scores=np.nan_to_num(watch.scores(model)),  # what is no number speaks for nothing
+            included=watch.included,
+            epsilon=plan.spent.upper,
+            delta=budget.delta,
+        )
+
+    @cached_property
+    def audit(self) -> Audit:
+        """The one-run audit of the claim, with 95 % confidence."""
+        return one_run(self.scores, self.included, claimed_epsilon=self.epsilon, delta=self.delta)
+
+    def result(self) -> AuditResult:
+        """Returns the audit as the report holds it."""
+        found = self.audit
+        return AuditResult(
+            method=f"{found.method} audit",
+            threat_model=self.threat_model,
+            canaries=found.canaries,
+            canary_kind=self.kind,
+            in_model=True,
+            guesses=found.guesses,
+            correct=found.correct,
+            significance=found.significance,
+            delta=found.delta,
+            epsilon_lower=found.lower,
+            kind=found.kind,
+            selection_correction="none needed: one method, and the number of guesses follows from public numbers",
+            null_calibration=_NULL,
+            verdict=found.verdict,
+            power=found.power,
+        )
