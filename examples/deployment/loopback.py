@@ -78,13 +78,13 @@ def flwr(*arguments: str, folder: Path, environment: dict[str, str], tries: int 
 def wait(folder: Path, environment: dict[str, str]) -> None:
     """Wait for the report, or for the run to end without one; `flwr run` itself says only that it was submitted."""
     ends, looks = time.monotonic() + SECONDS, 0
-    while not (folder / "report.json").exists():
+    while not (folder / "result" / "report.json").exists():
         time.sleep(1)
         looks += 1
         if looks % 20 == 0:
             listed = json.loads(flwr("list", "loopback", "--format", "json", folder=folder, environment=environment))
             status = listed["runs"][0]["status"]
-            if status.startswith("finished") and not (folder / "report.json").exists():
+            if status.startswith("finished") and not (folder / "result" / "report.json").exists():
                 raise SystemExit(f"the run ended ({status}): {folder}/superlink.log says why")
         if time.monotonic() > ends:
             raise SystemExit(f"no report after {SECONDS} s: {folder}/superlink.log says why")
@@ -129,7 +129,7 @@ def main(folder: Path) -> None:
             running.enter_context(started(f"node-{number}", *command.split(), config, **given))
         flwr("run", "app", "loopback", "--run-config", f'folder="{folder}" ledger="{ledger}"', **given)
         wait(**given)
-    report = Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
+    report = Report.from_json((folder / "result" / "report.json").read_text(encoding="utf-8"))
     print(report.headline)
     assert report.guarantee is not None
     assert report.guarantee.epsilon <= 4.0

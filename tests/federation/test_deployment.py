@@ -68,11 +68,11 @@ def test_the_example_trains_between_processes_with_tls_and_registered_nodes(tmp_
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    report = Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
+    report = Report.from_json((folder / "result" / "report.json").read_text(encoding="utf-8"))
     assert report.guarantee is not None
     assert report.headline in done.stdout
     assert 0 < report.guarantee.epsilon <= 4.0
     assert report.run.config["backend"] == "Flower, 2 nodes"
     assert report.budget is not None
     assert report.budget.this_run_epsilon == pytest.approx(report.guarantee.epsilon)
-    assert (folder / "model.safetensors").is_file()
+    assert (folder / "result" / "model.safetensors").is_file()

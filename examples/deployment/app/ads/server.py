@@ -4,17 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from accounting.ledger import Ledger
 from ads.shared import NODES, PLAN, SCHEMA, task
 from federation.flower import federate, server_app
+from privads.training import working
 from privads.training.fit import Checkpoint
 
 
 def main(grid: Any, config: Mapping[str, Any]) -> None:
     """Train, going on from the last round where an earlier run of this was killed."""
     folder = Path(config["folder"])
+    if (folder / "result").exists():
+        raise FileExistsError(f"{folder / 'result'} holds a finished run: name another folder")
+    checkpoint = Checkpoint(path=folder / "working" / "round", resume=True, keep=True)
     run = federate(
         task(),
         PLAN,
@@ -23,11 +25,10 @@ def main(grid: Any, config: Mapping[str, Any]) -> None:
         nodes=NODES,
         round_seconds=float(config["round-seconds"]),
         ledger=Ledger.open(config["ledger"]),
-        checkpoint=Checkpoint(path=folder / "working" / "round", resume=True),
+        checkpoint=checkpoint,
     )
-    save_file(run.model.state_dict(), folder / "model.safetensors")
-    (folder / "report.draft").write_text(run.report().to_json(), encoding="utf-8")
-    (folder / "report.draft").rename(folder / "report.json")  # whole or not there
+    run.save(folder / "result")
+    working.remove(checkpoint.path)
 
 
 app = server_app(main)
