@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all axe lint format clean
+.PHONY: demo test test-all axe sarif lint format clean
 
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
@@ -22,6 +22,15 @@ build/axe/axe.min.js:
 	mkdir -p build/axe
 	cd build/axe && npm pack --silent axe-core@4.14.1 && tar -xzf axe-core-4.14.1.tgz --strip-components=1 package/axe.min.js
 	rm build/axe/axe-core-4.14.1.tgz
+
+# The standard's JSON Schema, to check the findings that `privads report RUN --format sarif` writes; skipped without it.
+sarif: build/sarif/sarif-2.1.0-rtm.5.json
+
+build/sarif/sarif-2.1.0-rtm.5.json:
+	mkdir -p build/sarif
+	cd build/sarif && npm pack --silent @microsoft/jest-sarif@1.0.0-beta.0
+	cd build/sarif && tar -xzf microsoft-jest-sarif-1.0.0-beta.0.tgz --strip-components=3 package/lib/schemas
+	rm build/sarif/microsoft-jest-sarif-1.0.0-beta.0.tgz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

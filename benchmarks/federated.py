@@ -33,7 +33,7 @@ from benchmarks.harness import Figure, announced, json_line, table
 from benchmarks.utility.datasets import DATA_SETS, CannotMeasureError
 from benchmarks.utility.trials import Held, at_epsilon
 from federation.plan import FederatedPlan
-from federation.rounds import federate
+from federation.server import federate
 from federation.task import Task
 from privads.batch import Batch
 from privads.job import make_plan, open_logs

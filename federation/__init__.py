@@ -6,19 +6,28 @@
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from federation.plan import FederatedPlan as FederatedPlan
-    from federation.rounds import federate as federate
     from federation.run import FederatedRun as FederatedRun
+    from federation.server import federate as federate
     from federation.task import Task as Task
+
+# Flower and Ray tell their makers of each start unless told not to, and read this when they are imported.
+for _name, _value in (
+    ("FLWR_TELEMETRY_ENABLED", "0"),
+    ("FLWR_DISABLE_UPDATE_CHECK", "1"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_name, _value)
 
 _NAMES = {
     "FederatedPlan": "federation.plan",
     "FederatedRun": "federation.run",
     "Task": "federation.task",
-    "federate": "federation.rounds",
+    "federate": "federation.server",
 }
 
 __all__ = list(_NAMES)

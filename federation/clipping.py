@@ -1,11 +1,14 @@
 """How far a user's update is scaled down, and a clip norm that follows a quantile of the norms of the updates."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from federation.plan import FederatedPlan
 from privads.noise import Randomness
 from privads.training import adaptive
+from privads.training.plan import LEAST_CLIP_NORM
 
 _ROUNDING = 2.0**-30
 """Taken off a scale, so that what is added up has a norm of at most clip_norm in floating point too: far more than the
@@ -20,6 +23,14 @@ def factors(norms: Tensor, clip_norm: float) -> Tensor:
     fits = norms <= clip_norm * (1 - _ROUNDING)
     scaled = torch.where(fits, 1.0, clip_norm * (1 - _ROUNDING) / norms)
     return torch.where(norms.isfinite(), scaled, 0.0)
+
+
+def clip_norms(plan: FederatedPlan, number: int) -> tuple[float, float]:
+    """Returns the least and the most that the clip norm of round ``number``, from 1, can be under the plan."""
+    if plan.clip_quantile is None:
+        return plan.clip_norm, plan.clip_norm
+    reach = math.exp(adaptive.RATE * (number - 1)) * (1 + _ROUNDING)
+    return max(plan.clip_norm / reach, LEAST_CLIP_NORM), min(plan.clip_norm * reach, adaptive.MOST_CLIP_NORM)
 
 
 def next_clip_norm(plan: FederatedPlan, now: float, *, within: int, users: int, randomness: Randomness) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from federation.clipping import factors
-from federation.sums import UserSums
+from federation.sums import SentRows, UserSums, Weights
 from federation.task import Task, tables_of
 from privads.batch import Batch, Rows
 from privads.logs.schema import Schema
@@ -29,12 +29,10 @@ from privads.training.clipping import UnsupportedModel
 from privads.training.probe import check_shape
 from privads.training.sampling import Draw, Numbers
 from privads.training.tables import Runs, SparseSum, sums_of_runs
+from privads.training.uses import shares
 
 USERS_AT_ONCE = 512
 """Users that are trained side by side: more take no less time each, and memory grows with them."""
-
-Weights = Mapping[str, Tensor]
-"""The parameters that are trained, by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +47,15 @@ class TableUpdate:
 
 @dataclass(frozen=True, eq=False)
 class Updates:
-    """What each of ``users`` sends, ``theta_sent - theta_local``. dense: {name: (users, *shape)}. tables: by name."""
+    """What each of ``users`` sends, ``theta_sent - theta_local``. dense: {name: (users, *shape)}. tables: by name.
+
+    counting: their sum comes with the counts of the users who read each row of the tables.
+    """
 
     users: int
     dense: Mapping[str, Tensor]
     tables: Mapping[str, TableUpdate]
+    counting: bool = False
 
     def norms(self) -> Tensor:
         """Returns (users,) the L2 norm of each user's whole update, tables and the rest together, in float64."""
@@ -81,7 +83,20 @@ class Updates:
                 runs.keys, sums_of_runs(values, runs.order, runs.starts, weights[runs.order]), table.rows
             )
         within = int((norms <= clip_norm).sum())  # NaN is not within
-        return UserSums(users=self.users, within=within, dense=dense, tables=tables)
+        touched = self._touched() if self.counting else {}
+        return UserSums(users=self.users, within=within, dense=dense, tables=tables, touched=touched)
+
+    def _touched(self) -> dict[str, SparseSum]:
+        """Returns of every table (rows, 1) ``sum_u v_u``; over all tables together a user's v_u is at most 1 long."""
+        if not self.tables:
+            return {}
+        each = torch.from_numpy(shares(torch.cat([one.owners for one in self.tables.values()]).numpy()))[:, None]
+        found, start = {}, 0
+        for name, table in self.tables.items():
+            runs, own = Runs.of(table.ids), each[start : start + len(table.ids)]
+            found[name] = SparseSum(runs.keys, sums_of_runs(own, runs.order, runs.starts), table.rows)
+            start += len(table.ids)
+        return found
 
 
 class _Given(nn.Module):
@@ -104,11 +119,15 @@ class _Given(nn.Module):
 class LocalTraining:
     """A task's local training, for any number of users side by side. Holds the model's layers, and none of its tables.
 
-    schema: says which losses the labels have, where the task has no loss of its own.
+    schema: says which losses the labels have, where the task has no loss of its own. counting: sums come with the
+    counts of the users who read each row of a table, as a plan of table_noise "adafest" needs them.
     """
 
-    def __init__(self, task: Task, schema: Schema, *, users_at_once: int = USERS_AT_ONCE) -> None:
+    def __init__(
+        self, task: Task, schema: Schema, *, users_at_once: int = USERS_AT_ONCE, counting: bool = False
+    ) -> None:
         self.task, self.users_at_once, self._loss = task, users_at_once, task.loss_for(schema)
+        self._counting = counting
         self._no_ids = torch.zeros(0, dtype=torch.int64)
         tables = tables_of(task.model)
         given = {id(one): _Given(one.fields, one.dim, self._no_ids) for one in tables.values()}
@@ -117,6 +136,7 @@ class LocalTraining:
         for one in self._layers.parameters():
             one.requires_grad_(False)
         self._tables = {f"{name}.weight": name for name in tables}
+        self._trained = {f"{name}.weight": one.weight.requires_grad for name, one in tables.items()}
         self._frozen = {f"{name}.weight": one.weight.detach() for name, one in tables.items()}
         self._fields = {name: one.fields for name, one in tables.items()}
         self._buffers = {name: one for name, one in self._layers.named_buffers() if name not in self._found_names}
@@ -125,18 +145,23 @@ class LocalTraining:
     def _found_names(self) -> set[str]:
         return {f"{name}.found" for name in self._tables.values()}
 
-    def nothing(self, weights: Weights) -> UserSums:
-        """Returns the sum over nobody."""
-        return UserSums.nothing(weights, tables=self._tables)
-
     def cohort_sums(self, rows: Rows, draw: Draw, weights: Weights, *, clip_norm: float) -> UserSums:
         """Returns the clipped sum over the users of a draw, in memory for ``users_at_once`` of them."""
-        total = self.nothing(weights)
+        total = self.task.nothing(weights)
         for part in _parts(draw, self.users_at_once):
             batch = rows.take(part.row_numbers)
             updates = self.updates(batch, torch.from_numpy(part.owners), part.units, weights)
             total = total + updates.clipped_sum(clip_norm)
         return total
+
+    def named(self, rows: Rows, draw: Draw) -> dict[str, Tensor]:
+        """Returns, per table that is trained, ids (n,) of the rows that a draw's users will read: each once, ascending.
+
+        They are private: only a server that is trusted with sums without noise may see them.
+        """
+        read = [rows.take(part.row_numbers).ids for part in _parts(draw, self.users_at_once)]
+        ids = Runs.of(torch.cat(read)).keys if read else self._no_ids
+        return {weight: ids for weight, name in self._tables.items() if self._trained[weight]}
 
     def updates(self, batch: Batch, owners: Tensor, users: int, weights: Weights) -> Updates:
         """Returns what each of ``users`` sends, who all start at ``weights``. A user without rows sends zero.
@@ -145,10 +170,11 @@ class LocalTraining:
         """
         held = _held_by(batch, owners)
         stacked = {
-            name: one.index_select(0, held.ids) if name in self._tables else one.expand(users, *one.shape)
+            name: _rows_at(one, held.ids) if name in self._tables else _same_for(users, one)
             for name, one in weights.items()
         }
-        now, counts = dict(stacked), np.bincount(owners.numpy(), minlength=users)
+        now: Mapping[str, Tensor] = dict(stacked)
+        counts = np.bincount(owners.numpy(), minlength=users)
         places = _places(counts, self.task.local_rows, 0)
         for step in range(self.task.local_steps):
             if step and self.task.local_rows is not None:
@@ -157,6 +183,7 @@ class LocalTraining:
         changed = {name: (stacked[name] - now[name]).detach() for name in weights}
         return Updates(
             users=users,
+            counting=self._counting,
             dense={name: one for name, one in changed.items() if name not in self._tables},
             tables={
                 name: TableUpdate(held.owners, held.ids, one, len(weights[name]))
@@ -165,7 +192,7 @@ class LocalTraining:
             },
         )
 
-    def _stepped(self, now: Weights, batch: Batch, held: "_Held", places: "_Places") -> dict[str, Tensor]:
+    def _stepped(self, now: Mapping[str, Tensor], batch: Batch, held: "_Held", places: "_Places") -> dict[str, Tensor]:
         """Returns every user's weights after one more local step."""
         leaves = {name: one.detach().requires_grad_() for name, one in now.items()}
         found = {}
@@ -184,7 +211,7 @@ class LocalTraining:
             for (name, one), slope in zip(leaves.items(), slopes, strict=True)
         }
 
-    def _loss_of_user(self, state: Weights, columns: Mapping[str, Any], real: Tensor) -> Tensor:
+    def _loss_of_user(self, state: Mapping[str, Tensor], columns: Mapping[str, Any], real: Tensor) -> Tensor:
         """Returns () the mean loss of one user's rows. columns: those of a batch, padded. real: (rows,) not padding."""
         batch = Batch(ids=self._no_ids, offsets=self._no_ids, **columns)
         losses = self._loss(functional_call(self._layers, dict(state), (batch,)), batch)
@@ -280,6 +307,16 @@ def _places(counts: Numbers, local_rows: int | None, step: int) -> _Places:
     rows = within if local_rows is None else (within + step * local_rows) % np.repeat(counts, taken)
     real = np.arange(longest) < taken[:, None]
     return _Places(*(torch.from_numpy(one) for one in (starts + rows, at, real)))
+
+
+def _rows_at(table: Tensor | SentRows, ids: Tensor) -> Tensor:
+    return table.at(ids) if isinstance(table, SentRows) else table.index_select(0, ids)
+
+
+def _same_for(users: int, one: Tensor | SentRows) -> Tensor:
+    if isinstance(one, SentRows):
+        raise ValueError("rows were sent of a parameter that is no table: send it whole")
+    return one.expand(users, *one.shape)
 
 
 def _flat(values: Tensor) -> Tensor:

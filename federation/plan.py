@@ -9,7 +9,7 @@ from dp_accounting import dp_event
 from accounting import calibrate, mechanisms
 from accounting.accountant import Bounds, epsilon
 from accounting.budget import EXAMPLE, Budget, Neighbors
-from privads.training.event import LEAST_RATIO, QUANTILE_NOISE
+from privads.training.event import LEAST_RATIO, QUANTILE_NOISE, SELECTION_RATIO, Noises
 from privads.training.plan import LEAST_CLIP_NORM
 
 Sampler = Literal["poisson"]
@@ -17,6 +17,9 @@ Sampler = Literal["poisson"]
 
 Mechanism = Literal["central", "local"]
 """Who adds the noise: the server to the sum, which it is trusted with, or every user to what they send."""
+
+TableNoise = Literal["dense", "lazy", "adafest"]
+"""Which rows of tables a round noises: `FederatedPlan` says what each means."""
 
 _NEIGHBORS: dict[str, Neighbors] = {"central": "add-remove", "local": "replace"}
 
@@ -51,6 +54,13 @@ class FederatedPlan:
     run, seen by a server that knows who sends when: neighbors "replace", no amplification by sampling, and an epsilon
     that adds up over a user's own participations.
 
+    table_noise: "dense" noises every row of every table in every round. "lazy" owes a row its noise until it is next
+    sent, for plain SGD of the server on tables: a round's parties name the rows that their cohort will read, those are
+    settled and sent, and what is sent and the last model have the same law and the same event. "adafest" changes only
+    the rows that enough users of a round's cohort read: to the counts of readers a user adds a vector of length at most
+    1, they get noise of ``selection_noise_multiplier``, and a row is stepped where its count is at least
+    ``selection_threshold`` (None: `privads.training.selection.default_threshold`); their cost is in the event.
+
     A plan that costs more than its budget, or whose sampler is not the one its event describes, cannot be built.
     """
 
@@ -67,6 +77,9 @@ class FederatedPlan:
     participations: int | None = None
     clip_quantile: float | None = None
     count_noise_multiplier: float | None = None
+    table_noise: TableNoise = "dense"
+    selection_noise_multiplier: float | None = None
+    selection_threshold: float | None = None
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -98,12 +111,16 @@ class FederatedPlan:
         mechanism: Mechanism = "central",
         participations: int | None = None,
         clip_quantile: float | None = None,
+        table_noise: TableNoise = "dense",
+        selection_noise_multiplier: float | None = None,
+        selection_threshold: float | None = None,
     ) -> Self:
         """Returns the plan with the least noise that keeps ``budget``.
 
         participations: by default six standard deviations above the expected number, so that hardly anyone is left out.
         The count of unclipped updates gets noise of a twentieth of the cohort (Andrew et al. 2021, section 3.1), in
-        small cohorts four times that of the updates.
+        small cohorts four times that of the updates. The counts of readers of rows get three times that of the updates
+        where ``selection_noise_multiplier`` does not say otherwise.
         """
         twin = cls.without_privacy(
             population=population,
@@ -112,6 +129,7 @@ class FederatedPlan:
             over_selection=over_selection,
             silos=silos,
             sampler=sampler,
+            table_noise=table_noise,
         )
         _check_budget(budget, population, mechanism)
         if mechanism == "local" and participations is None:
@@ -119,20 +137,28 @@ class FederatedPlan:
             participations = min(rounds, math.ceil(mean + _SIGMAS * math.sqrt(mean)))
         twin = replace(twin, mechanism=mechanism, participations=participations)
 
-        def count_noise(noise: float) -> float | None:
-            return None if clip_quantile is None else max(QUANTILE_NOISE * cohort, LEAST_RATIO * noise)
+        selecting = table_noise == "adafest" and selection_noise_multiplier is None
+
+        def noises(noise: float) -> Noises:
+            return Noises(
+                gradients=noise,
+                count=None if clip_quantile is None else max(QUANTILE_NOISE * cohort, LEAST_RATIO * noise),
+                selection=SELECTION_RATIO * noise if selecting else selection_noise_multiplier,
+            )
 
         def event(noise: float) -> dp_event.DpEvent:
-            return _event_of(twin, noise, count_noise(noise), rounds)
+            return _event_of(twin, noises(noise), rounds)
 
-        found = calibrate.noise_multiplier(event, budget)
+        found = noises(calibrate.noise_multiplier(event, budget))
         return replace(
             twin,
             budget=budget,
             clip_norm=clip_norm,
-            noise_multiplier=found,
+            noise_multiplier=found.gradients,
             clip_quantile=clip_quantile,
-            count_noise_multiplier=count_noise(found),
+            count_noise_multiplier=found.count,
+            selection_noise_multiplier=found.selection,
+            selection_threshold=selection_threshold,
         )
 
     @classmethod
@@ -145,6 +171,7 @@ class FederatedPlan:
         over_selection: float = 0.0,
         silos: int = 1,
         sampler: Sampler = "poisson",
+        table_noise: TableNoise = "dense",
     ) -> Self:
         """Returns the twin without privacy: the same rounds, no clipping, no noise.
 
@@ -160,6 +187,7 @@ class FederatedPlan:
             over_selection=over_selection,
             silos=silos,
             sampler=sampler,
+            table_noise=table_noise,
         )
 
     @property
@@ -178,6 +206,11 @@ class FederatedPlan:
         return self.rounds
 
     @property
+    def batch(self) -> int:
+        """The cohort, by the name that it has in any plan."""
+        return self.cohort
+
+    @property
     def event(self) -> dp_event.DpEvent:
         """What the run executes, for any accountant."""
         return self.event_after(self.rounds)
@@ -186,7 +219,19 @@ class FederatedPlan:
         """Returns what was executed after the first ``rounds`` rounds, empty cohorts among them."""
         if self.budget is None:
             return mechanisms.non_private()
-        return _event_of(self, self.noise_multiplier, self.count_noise_multiplier, rounds)
+        return _event_of(self, self._noises, rounds)
+
+    @property
+    def _noises(self) -> Noises:
+        return Noises(
+            gradients=self.noise_multiplier,
+            count=self.count_noise_multiplier,
+            selection=self.selection_noise_multiplier,
+        )
+
+    def event_of_rest(self, rounds_done: int) -> dp_event.DpEvent:
+        """Returns what the rounds after the first ``rounds_done`` execute."""
+        return self.event_after(self.rounds - rounds_done)
 
     @property
     def spent(self) -> Bounds:
@@ -210,6 +255,21 @@ class FederatedPlan:
             )
         if local and (self.clip_quantile is not None or self.silos != 1):
             raise ValueError("mechanism 'local' has one clip norm and one silo: leave out clip_quantile and silos")
+        if self.table_noise not in get_args(TableNoise):
+            raise ValueError(f"table_noise must be 'dense', 'lazy' or 'adafest', got {self.table_noise!r}")
+        if local and self.table_noise != "dense":
+            raise ValueError(
+                "mechanism 'local' noises whole tables at the users: table_noise must be 'dense' with it, got "
+                f"{self.table_noise!r}"
+            )
+        selects = self.private and self.table_noise == "adafest"
+        if selects != (self.selection_noise_multiplier is not None):
+            raise ValueError(
+                "selection_noise_multiplier must be given for table_noise 'adafest', and only there, got "
+                f"{self.selection_noise_multiplier!r} with {self.table_noise!r}"
+            )
+        if self.selection_threshold is not None and not selects:
+            raise ValueError("selection_threshold needs table_noise 'adafest'")
         if (self.clip_quantile is None) != (self.count_noise_multiplier is None):
             raise ValueError(
                 "clip_quantile and count_noise_multiplier must be given together, got "
@@ -234,19 +294,24 @@ class FederatedPlan:
             )
         if self.participations is not None and self.participations > self.rounds:
             raise ValueError(f"participations must be at most rounds = {self.rounds}, got {self.participations}")
+        if self.selection_noise_multiplier is not None and not 0 < self.selection_noise_multiplier < math.inf:
+            raise ValueError(f"selection_noise_multiplier must be positive, got {self.selection_noise_multiplier}")
+        if self.selection_threshold is not None and not math.isfinite(self.selection_threshold):
+            raise ValueError(f"selection_threshold must be finite, got {self.selection_threshold}")
         if self.clip_quantile is not None and not 0 < self.clip_quantile < 1:
             raise ValueError(f"clip_quantile must be in (0, 1), got {self.clip_quantile}")
 
 
-def _event_of(plan: FederatedPlan, noise: float, count_noise: float | None, rounds: int) -> dp_event.DpEvent:
+def _event_of(plan: FederatedPlan, noises: Noises, rounds: int) -> dp_event.DpEvent:
     """Returns what ``rounds`` rounds of the plan execute under these noises, whatever the plan's own are."""
     if plan.participations is not None:
-        return mechanisms.repeated(mechanisms.gaussian(noise_multiplier=noise), min(rounds, plan.participations))
-    rate = plan.sampling_rate
-    if count_noise is None:
-        event = mechanisms.dp_sgd(sampling_rate=rate, noise_multiplier=noise, steps=rounds)
+        once = mechanisms.gaussian(noise_multiplier=noises.gradients)
+        return mechanisms.repeated(once, min(rounds, plan.participations))
+    rate, all_noises = plan.sampling_rate, noises.of_a_step(selecting=plan.table_noise == "adafest")
+    if len(all_noises) == 1:
+        event = mechanisms.dp_sgd(sampling_rate=rate, noise_multiplier=noises.gradients, steps=rounds)
     else:
-        event = mechanisms.joint_dp_sgd(sampling_rate=rate, noise_multipliers=(noise, count_noise), steps=rounds)
+        event = mechanisms.joint_dp_sgd(sampling_rate=rate, noise_multipliers=all_noises, steps=rounds)
     return mechanisms.user_level(event, plan.silos)
 
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,30 +16,59 @@ from torch import nn
 from accounting import mechanisms
 from accounting.accountant import Bounds
 from accounting.ledger import Entry, Ledger
-from accounting.report import record
+from accounting.report import record, scores
 from accounting.report.guarantee import Guarantee
-from accounting.report.setting import Actor, Security, Setting
+from accounting.report.setting import Actor, Setting
 from accounting.report.summary import summary
 from federation.plan import FederatedPlan
 from federation.task import Task
 from privads.batch import Rows
+from privads.evaluation.calibrate import Calibration
+from privads.evaluation.metrics import TaskMetrics
+from privads.evaluation.values import ValueMetrics
 from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models import MODELS
 from privads.promise import guarantee, ledger_budget, this_run
-from privads.stated import SIDE_CHANNELS
-from privads.training.run import fingerprint, predict, settings_of
+from privads.stated import stated
+from privads.training.assumptions import of_resumptions
+from privads.training.checkpoint import save
+from privads.training.finished import judge, predict, said_of_metrics, task_records, value_records
+from privads.training.resume import Resumption
+from privads.training.run import fingerprint, settings_of
 
 RELEASED = "models of all rounds"
 SENT = "messages of one user in the whole run"
+
+_TABLES = {
+    "dense": (
+        "the server's optimizer sees the noised mean alone, with noise on every row of every table",
+        "after_round",
+    ),
+    "lazy": (
+        "every row of a table has the noise of all rounds before it when it is sent, and so has the last model",
+        "federation.tables.settle and flush",
+    ),
+    "adafest": (
+        "which rows of tables a round changes follows from noised counts alone, and each of them gets its noise",
+        "SelectedTables",
+    ),
+}
+"""What a report says of each `federation.plan.TableNoise`, and what makes it so."""
+
+
+def released_of(plan: FederatedPlan) -> str:
+    """Returns what a plan's epsilon is about."""
+    return SENT if plan.mechanism == "local" else RELEASED
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FederatedRun:
     """A finished federated run. ``model`` is a plain module with the last round's weights; the task's is as it was.
 
-    silos: how many there were. clip_norm: after the last round. optimizer: the name of the server's. split, features:
-    of the rows, as `privads.training.run.Run` has them.
+    silos: how many there were. backend, not_covered: how they were reached, and what that leaves open. limited: at most
+    the plan's silos used one user's rows. clip_norm: after the last round. optimizer: the name of the server's. All
+    else: as `privads.training.run.Run` has it.
     """
 
     model: nn.Module
@@ -52,10 +83,20 @@ class FederatedRun:
     randomness: str
     floating_point: str
     insecure_seed: int | None
+    backend: str = "this process"
+    not_covered: tuple[str, ...] = ()
     split: str = "not stated"
+    limited: bool = False
     features: Features | None = None
+    metrics: Mapping[str, TaskMetrics] = field(default_factory=dict)
+    values: Mapping[str, ValueMetrics] = field(default_factory=dict)
+    released: tuple[scores.TaskMetrics, ...] = ()
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
     ledger: Ledger | None = None
     entry: Entry | None = None
+    resumptions: tuple[Resumption, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -71,25 +112,37 @@ class FederatedRun:
         """Returns {task: (rows,) probability of an event, or mean of a number}. Reads the rows."""
         return predict(self.model, rows)
 
+    def evaluated_on(self, rows: Rows, *, replicates: int = 200, seed: int = 0) -> "FederatedRun":
+        """Returns the same run with metrics on held-out ``rows``, as `privads.training.run.Run.evaluated_on` does.
+
+        This reads the rows and its result is not covered by epsilon: the report says so. replicates: of the bootstrap.
+        """
+        metrics, values = judge(self.model, self.schema, rows, replicates=replicates, seed=seed)
+        return dataclasses.replace(self, metrics=metrics, values=values)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model.safetensors, model.json, report.json and report.html into a new ``folder``; returns its path."""
+        return save(self, Path(folder))
+
     def report(self) -> record.Report:
-        """Returns the privacy report of this run."""
-        plan, schema = self.plan, self.schema
+        """Returns the privacy report of this run; what people say of it is in the table ``report`` of ``config``."""
+        plan, schema, said = self.plan, self.schema, stated(self.config)
         settings = {
+            **self.config,
             "plan": dataclasses.asdict(plan),
-            "task": {
-                name: getattr(self.task, name)
-                for name in ("local_learning_rate", "local_steps", "rows_per_user", "local_rows")
-            },
+            "task": self.task.settings,
             "silos": self.silos,
+            "backend": self.backend,
         }
         return record.Report(
             run=this_run(
                 identity=self.id,
                 created_at=self.created_at,
                 seconds=self.seconds,
-                seed=None,
+                seed=self.seed,
                 insecure_seed=self.insecure_seed,
                 config=settings,
+                author=said.author,
             ),
             guarantee=self._guarantee(),
             mechanism=self._mechanism(),
@@ -114,15 +167,19 @@ class FederatedRun:
                 optimizer=f"{self.optimizer} on the server, SGD at the users'",
                 learning_rate=self.task.local_learning_rate,
                 averaging="none",
+                calibration="; ".join(f"{task}: {one}" for task, one in self.calibrations.items()) or None,
                 settings=settings_of(self.model),
                 weights_sha256=fingerprint(self.model.state_dict()),
             ),
             budget=None
             if self.ledger is None or self.entry is None
             else ledger_budget(self.ledger, schema.dataset, self.entry),
-            metrics=(),
+            metrics=(*task_records(schema, self.metrics), *self.released),
+            values=value_records(self.values),
+            product=said.product,
             setting=self._setting() if plan.private else None,
-            security=Security(side_channels=SIDE_CHANNELS),
+            security=said.security,
+            justification=said.justification,
         )
 
     def _guarantee(self) -> Guarantee | None:
@@ -137,7 +194,7 @@ class FederatedRun:
             population=self.plan.population,
             owned=f"all rows of one {budget.unit}",
             unit_columns=self.schema.unit,
-            released=SENT if self.plan.mechanism == "local" else RELEASED,
+            released=released_of(self.plan),
         )
 
     def _mechanism(self) -> record.Mechanism:
@@ -163,8 +220,10 @@ class FederatedRun:
             floating_point=self.floating_point,
             sampled="users" if plan.silos == 1 else "users, in each silo by itself",
             clipping=clipping if private else "none",
-            table_noise="dense",
-            other_noise_multipliers=() if plan.count_noise_multiplier is None else (plan.count_noise_multiplier,),
+            table_noise=plan.table_noise,
+            other_noise_multipliers=tuple(
+                one for one in (plan.count_noise_multiplier, plan.selection_noise_multiplier) if one is not None
+            ),
             implementation=f"federation and privads on torch {torch.__version__}",
         )
 
@@ -172,6 +231,8 @@ class FederatedRun:
         server, noise = "to add noise to the sums, and show nothing but the noised models", "each silo's sum of a round"
         if self.plan.mechanism == "local":
             server, noise = "nothing: the promise is about them", "each user's update, with noise of its own"
+        if self.plan.table_noise == "lazy":
+            noise += ", and before it which rows of tables its users read"
         return Setting(
             model="local" if self.plan.mechanism == "local" else "federated",
             actors=(
@@ -191,6 +252,8 @@ class FederatedRun:
             yield f"Training: {self.plan.rounds} rounds on the users' rows."
         if self.features is not None and self.features.cost is not None:
             yield f"By themselves, beside this figure: the fitted features ({self.features.cost})."
+        for release in dict.fromkeys(one.release for one in self.released if one.release):
+            yield f"Releasing metrics, by itself: {release}."
 
     def _assumptions(self) -> Iterator[record.Assumption]:
         plan = self.plan
@@ -205,16 +268,22 @@ class FederatedRun:
             ),
             ("one user adds at most clip_norm to a silo's sum of a round", "LocalTraining, in floating point"),
             ("the noised sum is divided by the plan's cohort, a public number", "noised_mean"),
-            (
-                "the server's optimizer sees the noised mean alone, with noise on every row of every table",
-                "after_round",
-            ),
+            _TABLES[plan.table_noise],
         ):
             yield record.Assumption(status="enforced", text=text, by=by)
         if self.entry is not None:
             text = "the budget was charged before the first row was read"
             yield record.Assumption(status="enforced", text=text, by="Ledger")
-        if self.silos > plan.silos:
+        again = "the rounds after it were" if plan.mechanism == "central" else "one update of each user was"
+        for text, by in of_resumptions(self.resumptions, each="round", again=again):
+            yield record.Assumption(status="enforced", text=text, by=by)
+        if self.rounds_done < plan.rounds:
+            text = f"the run ended after {self.rounds_done} of {plan.rounds} rounds: to go on cost more than was left"
+            yield record.Assumption(status="enforced", text=text, by="Ledger")
+        if self.silos > plan.silos and self.limited:
+            text = f"at most {plan.silos} of the {self.silos} silos use one user's rows, told by the unit columns"
+            yield record.Assumption(status="enforced", text=text, by="federation.identity.allowed")
+        elif self.silos > plan.silos:
             text = f"no user has rows in more than {plan.silos} of the {self.silos} silos"
             yield record.Assumption(status="asserted", text=text, by="the author of the plan")
         if self.task.loss is not None or type(self.model) not in MODELS.values():
@@ -225,6 +294,11 @@ class FederatedRun:
         if not self.plan.private:
             yield "Anything: this run has no differential privacy."
             return
+        yield from said_of_metrics(
+            bare=bool(self.metrics or self.values) and not self.schema.public,
+            released=bool(self.released),
+            calibrated=bool(self.calibrations),
+        )
         if self.plan.mechanism == "local":
             yield "Which rounds a user takes part in: it is drawn at random, whatever their rows are."
         else:
@@ -232,6 +306,14 @@ class FederatedRun:
                 "What the server sees: it is trusted, and sees each silo's sum before the noise, and in which rows of "
                 "tables it is not zero."
             )
+        if self.plan.table_noise == "lazy":
+            yield (
+                "Which rows of tables a silo is sent: those that its cohort reads. The server sees them before each "
+                "round, and whoever watches the messages sees how many they are."
+            )
+        if self.limited and self.silos > self.plan.silos:
+            yield "What a silo learns of a user whose rows it must leave out: that other silos have rows of them."
+        yield from self.not_covered
         yield "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget."
         yield "What the model's initial weights had learned elsewhere."
         yield "Other uses of these data that are not charged to the same ledger."

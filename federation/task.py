@@ -2,16 +2,20 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 
+from federation.sums import UserSums, Weights
 from privads.logs.schema import Schema
 from privads.models import losses
 from privads.models.layers import FusedTable
 from privads.training.clipping import UnsupportedModel
 from privads.training.probe import Loss
+
+_NUMBERS = ("local_learning_rate", "local_steps", "rows_per_user", "local_rows")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +51,15 @@ class Task:
             raise ValueError(f"local_learning_rate must be positive, got {self.local_learning_rate}")
         check_model(self.model)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The numbers of the local training, for reports, checkpoints and parties that must agree on them."""
+        return {name: getattr(self, name) for name in _NUMBERS}
+
+    def nothing(self, weights: Weights, *, sparse: bool = True) -> UserSums:
+        """Returns the sum over nobody. sparse: with the rows of tables that users touched, not with whole tables."""
+        return UserSums.nothing(weights, tables=[name for name in names_of_tables(self.model) if sparse])
+
     def loss_for(self, schema: Schema) -> Loss:
         """Returns the task's own loss, or that of the schema's labels."""
         return losses.for_schema(schema) if self.loss is None else self.loss
@@ -55,6 +68,11 @@ class Task:
 def tables_of(model: nn.Module) -> dict[str, FusedTable]:
     """Returns {name: layer} of the tables of which a user holds only the rows that their own rows name."""
     return {name: one for name, one in model.named_modules() if isinstance(one, FusedTable)}
+
+
+def names_of_tables(model: nn.Module) -> list[str]:
+    """Returns the names of the parameters that are tables and are trained."""
+    return [f"{name}.weight" for name, one in tables_of(model).items() if one.weight.requires_grad]
 
 
 def check_model(model: nn.Module) -> None:

@@ -51,6 +51,13 @@ def check_may_read(
     schema: Schema, ledger: Ledger | None, *, insecure_seed: int | None, private: bool = True, doing: str = "reading"
 ) -> None:
     """Refuse what is for public rows alone: work without privacy, noise that can be repeated, and no ledger."""
+    check_protected(schema, insecure_seed=insecure_seed, private=private)
+    if ledger is None and not schema.public:
+        raise ValueError(f"{doing} data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")
+
+
+def check_protected(schema: Schema, *, insecure_seed: int | None, private: bool) -> None:
+    """Refuse on rows that are not public what protects nobody: work without privacy, noise that can be repeated."""
     if schema.public:
         return
     if not private:
@@ -60,5 +67,3 @@ def check_may_read(
         )
     if insecure_seed is not None:
         raise ValueError(f"insecure_seed is refused: data set {schema.dataset!r} is not declared public")
-    if ledger is None:
-        raise ValueError(f"{doing} data set {schema.dataset!r} needs its ledger: pass ledger=Ledger.open(URL)")

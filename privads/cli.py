@@ -4,12 +4,14 @@ Exit codes: 0 done; 2 usage or bad input (one clear line); 3 budget exceeded; 4 
 130 interrupted.
 """
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 from click import BadParameter, ClickException, UsageError
@@ -25,6 +27,10 @@ from privads import (
     cli_report,
 )
 from privads.cli_budget import Json
+
+if TYPE_CHECKING:
+    from accounting.report.record import Report
+    from privads.training.fit import Checkpoint
 
 app = typer.Typer(
     help="Train ads models with differential privacy, and say for every run what it cost.",
@@ -83,13 +89,69 @@ def train(
         settings.append(f"audit.{one}")
     read = read_config(config, settings)  # before the slow imports: a typing error is answered at once
 
-    from accounting.report.summary import summary
     from privads.job import prepare
     from privads.progress import bar
 
     job = prepare(read, resume=resume)
-    try:
+    with _interruptible(job):
         run = job.run(progress=None if quiet else bar)
+    _print_run(run.report(), job.out, as_json=as_json)
+
+
+@app.command()
+def federate(
+    config: Annotated[Path, typer.Argument(help="run.toml, as for train; its federation table may be left out.")],
+    setting: Annotated[list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE, over the file's.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run folder; it must not exist.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last round kept (run.checkpoint), if there is one.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the same model by rounds among its users, in this process, and write its run folder and report.
+
+    Each user trains alone on their own rows; clipped updates are summed, noised and divided by a planned number.
+    Silos are files of their own: federation.silo_paths.
+    """
+    from federation.config import federation_table
+    from privads.run_config import read_config
+
+    read = read_config(config, [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])])
+    table = federation_table(read, source=config)
+
+    from accounting.budget import BudgetExceeded
+    from federation.job import prepare, shown
+
+    job = prepare(read, table, resume=resume)
+    with _interruptible(job):
+        run = job.run(progress=None if quiet else shown)
+    _print_run(run.report(), job.out, as_json=as_json)
+    if run.rounds_done < run.plan.rounds:
+        raise BudgetExceeded(
+            f"to go on cost more than is left: the run ended after {run.rounds_done} of {run.plan.rounds} rounds, and "
+            f"its model is in {job.out}"
+        )
+
+
+class _Job(Protocol):
+    """What is said of a job that was interrupted."""
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def ledger(self) -> object | None: ...
+
+    @property
+    def checkpoint(self) -> "Checkpoint | None": ...
+
+
+@contextlib.contextmanager
+def _interruptible(job: _Job) -> Iterator[None]:
+    """Say what is kept where the user interrupts a job."""
+    try:
+        yield
     except KeyboardInterrupt:
         kept = "" if job.ledger is None else "; a charge that was made stays, see `privads budget show`"
         if job.checkpoint is not None and job.checkpoint.path.exists():
@@ -97,13 +159,17 @@ def train(
         saved = "the run was saved without metrics" if (job.out / "report.json").is_file() else "nothing was saved"
         typer.echo(f"privads: interrupted, {saved}{kept}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    report = run.report()
+
+
+def _print_run(report: "Report", out: Path, *, as_json: bool) -> None:
+    from accounting.report.summary import summary
+
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:
         typer.echo(summary(report))
-        page = job.out / "report.html"
-        typer.echo(f"report: {page if page.is_file() else job.out / 'report.json'}")
+        page = out / "report.html"
+        typer.echo(f"report: {page if page.is_file() else out / 'report.json'}")
     if report.contradictions:
         typer.echo("privads: the audit contradicts the claim: do not hand out the model", err=True)
         raise typer.Exit(cli_budget.CONTRADICTED)

@@ -7,6 +7,7 @@ import typer
 from click import Context
 from typer.core import TyperGroup
 
+from privads import cli_ledger, cli_sign
 from privads.cli_budget import Json, print_json
 
 if TYPE_CHECKING:
@@ -16,32 +17,43 @@ REPORT = "report.json"
 
 
 class _ShowsARun(TyperGroup):
-    """A group that takes a run folder in the place of a verb: `privads report RUN` is `privads report show RUN`."""
+    """A group that takes a run folder or a ledger in the place of a verb, `show` or `ledger`: `privads report RUN`."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Put in the verb that was left out."""
         if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["show", *args]
+            args = ["ledger" if any(map(cli_ledger.is_ledger, args)) else "show", *args]
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(help="The privacy report of a run.", no_args_is_help=True, cls=_ShowsARun)
+app = typer.Typer(help="The privacy report of a run, or of a whole ledger.", no_args_is_help=True, cls=_ShowsARun)
 
 
 @app.command("show")
 def show(
     run: Annotated[Path, typer.Argument(help="A run folder, or its report.json.")],
-    form: Annotated[str, typer.Option("--format", help="markdown, html or json.")] = "markdown",
+    form: Annotated[str, typer.Option("--format", help="markdown, html, json, registry, sarif or model-card.")] = (
+        "markdown"
+    ),
 ) -> None:
     """Print the privacy report of a run. The verb may be left out: `privads report RUN`."""
     from accounting.report import render
+    from accounting.report.model_card import model_card
     from accounting.report.record import Report
+    from accounting.report.registry import registry_yaml
     from privads.config import ConfigError
 
-    forms = {"markdown": render.markdown, "html": render.html, "json": Report.to_json}
+    forms = {
+        "markdown": render.markdown,
+        "html": render.html,
+        "json": Report.to_json,
+        "registry": registry_yaml,
+        "sarif": lambda report: _findings(report, run),
+        "model-card": model_card,
+    }
     if form not in forms:
         raise ConfigError(f"--format must be one of {', '.join(forms)}, got {form!r}")
-    typer.echo(forms[form](read_report(run)))
+    typer.echo(forms[form](read_report(run)).removesuffix("\n"))
 
 
 @app.command("diff")
@@ -76,12 +88,33 @@ def schema() -> None:
     typer.echo(schema_json(), nl=False)
 
 
+app.command("ledger")(cli_ledger.ledger)
+app.command("key")(cli_sign.key)
+app.command("sign")(cli_sign.sign)
+app.command("verify")(cli_sign.verify)
+
+
 def read_report(place: Path) -> "Report":
     """Returns the report of a run folder, or in a file; refuses what is neither."""
-    from accounting.report.record import Report
+    from accounting.report.reading import read_report as read
     from privads.config import ConfigError
 
-    file = place / REPORT if place.is_dir() or not place.exists() else place
+    file = _file(place)
     if not file.is_file():
-        raise ConfigError(f"{place} is not a run folder: it has no {REPORT}")
-    return Report.from_json(file.read_text(encoding="utf-8"))
+        raise ConfigError(f"{place} is not a run folder: it has no {file.name}")
+    return read(file)
+
+
+def _file(place: Path) -> Path:
+    return place / REPORT if place.is_dir() or not place.exists() else place
+
+
+def _findings(report: "Report", place: Path) -> str:
+    """Returns the report's SARIF, which says where its file is: by a path as it was typed, or by a whole URI."""
+    from urllib.parse import quote
+
+    from accounting.report.sarif import sarif
+
+    file = _file(place)
+    uri = file.as_uri() if file.is_absolute() else quote(file.as_posix())
+    return sarif(report, source=file.read_text(encoding="utf-8"), uri=uri)

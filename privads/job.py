@@ -1,7 +1,7 @@
 """The training job that a `run.toml` describes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from privads.features.transforms import Pipeline
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import build
+from privads.progress import Spending
 from privads.run_config import DataTable, PlanTable, RunConfig
 from privads.signals.release import Release
 from privads.training import working
@@ -59,7 +60,7 @@ class TrainJob:
         if self.fitting is not None:
             features = self.fitting.run(train, self.ledger, insecure_seed=self.config.run.insecure_seed)
             train, test = train.with_features(features), None if test is None else test.with_features(features)
-            model = _model(self.config, train.schema)
+            model = model_of(self.config, train.schema)
         run = fit(
             model,
             train,
@@ -78,7 +79,7 @@ class TrainJob:
         try:
             table = self.config.evaluation
             if self.metrics is not None and test is not None and table is not None:
-                run = released_on(
+                released, maps = released_on(
                     run,
                     test,
                     self.metrics,
@@ -86,6 +87,7 @@ class TrainJob:
                     insecure_seed=self.config.run.insecure_seed,
                     calibration=table.calibration,
                 )
+                run = replace(run, released=released, calibrations=maps)
         finally:  # what was trained and paid for is kept, whatever becomes of its metrics
             run.save(self.out)
             if self.checkpoint is not None:
@@ -100,20 +102,19 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     """
     out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
     check_writable(out)
-    keep = config.data.keep_cache
-    train, test = open_logs(config, cache=out.parent / KEPT_ROWS if keep else out.parent)
+    train, test = open_logs(config, cache=cache_of(config, out))
     schema = train.schema
-    features, fitting = _features(config, train)
+    features, fitting = features_of(config, train)
     if features is not None:
         train, test = train.with_features(features), None if test is None else test.with_features(features)
         schema = train.schema
-    model = _model(config, schema)
+    model = model_of(config, schema)
     start = None if config.run.start is None else Path(config.run.start)
     if start is not None and fitting is not None:
         raise ConfigError("a run that starts from another's weights needs its features: name them, features.file")
     if start is not None:
         check_start(start_of(start), model, schema)
-    checkpoint = _checkpoint(config, out, resume=resume)
+    checkpoint = checkpoint_of(config, out, resume=resume)
     if checkpoint is not None and config.audit is not None:
         raise ConfigError("a run with canaries cannot be resumed: leave out [audit], or run.checkpoint")
     if checkpoint is not None and fitting is not None and fitting.file is None:
@@ -128,7 +129,7 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     if fitting is not None and fitting.release is not None:
         beside = {"features": fitting.release, **beside}
     if ledger is not None and beside:
-        _check_all_fit(ledger, schema, beside, plan)
+        check_all_fit(ledger, schema, beside, plan)
     return TrainJob(
         config=config,
         train=train,
@@ -145,13 +146,14 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     )
 
 
-def _model(config: RunConfig, schema: Schema) -> torch.nn.Module:
+def model_of(config: RunConfig, schema: Schema) -> torch.nn.Module:
+    """Returns the model that [model] names, with weights from ``run.seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
         return build(config.model.name, schema, config.model.model_extra)
 
 
-def _features(config: RunConfig, train: Logs) -> tuple[Features | None, Fitting | None]:
+def features_of(config: RunConfig, train: Logs) -> tuple[Features | None, Fitting | None]:
     """Returns the features that a run finds, or how it will fit them."""
     table, schema = config.features, train.source
     if table is None:
@@ -203,7 +205,7 @@ def _check_cost(features: Features, config: RunConfig, file: Path) -> None:
         )
 
 
-def _check_all_fit(ledger: Ledger, schema: Schema, beside: Mapping[str, Release], plan: TrainPlan) -> None:
+def check_all_fit(ledger: Ledger, schema: Schema, beside: Mapping[str, Release], plan: Spending) -> None:
     """Refuse a job of which a part would be paid for, and a later one would then not fit."""
     balance = ledger.balance(schema.dataset)
     if balance.rule != "basic" or plan.budget is None or balance.limit.unit != plan.budget.unit:
@@ -221,6 +223,11 @@ def _check_all_fit(ledger: Ledger, schema: Schema, beside: Mapping[str, Release]
             f"{schema.dataset!r} has delta {balance.left_delta} left, but {parts} together ask for {delta:.6g}; "
             f"lower {' or '.join(f'{one}.delta' for one in [*beside, 'plan'])}"
         )
+
+
+def cache_of(config: RunConfig, out: Path) -> Path:
+    """Returns the folder for the encoded rows of a job that writes ``out``."""
+    return out.parent / KEPT_ROWS if config.data.keep_cache else out.parent
 
 
 def open_logs(config: RunConfig, *, cache: Path | None = None) -> tuple[Logs, Logs | None]:
@@ -245,7 +252,8 @@ def open_ledger(config: RunConfig, schema: Schema) -> Ledger | None:
     return ledger
 
 
-def _checkpoint(config: RunConfig, out: Path, *, resume: bool) -> Checkpoint | None:
+def checkpoint_of(config: RunConfig, out: Path, *, resume: bool) -> Checkpoint | None:
+    """Returns the working checkpoint that [run] asks for; refuses one in a place where it cannot be kept."""
     if config.run.checkpoint is None:
         if resume:
             raise ConfigError("nothing to resume from: name the file of the working checkpoint, run.checkpoint")

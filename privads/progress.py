@@ -17,8 +17,8 @@ from privads.training.run import RELEASED
 _UPDATES = 20
 
 
-class Plan(Protocol):
-    """What is shown of a plan: `privads.TrainPlan`, or `federation.FederatedPlan`, whose steps are rounds."""
+class Spending(Protocol):
+    """A plan by what it costs: `privads.TrainPlan`, or `federation.FederatedPlan`, whose steps are rounds."""
 
     @property
     def budget(self) -> Budget | None:
@@ -41,10 +41,11 @@ class Plan(Protocol):
 
 
 @contextlib.contextmanager
-def bar(plan: Plan) -> Iterator[Callable[[int], None]]:
+def bar(plan: Spending, *, each: str = "steps", released: str = RELEASED) -> Iterator[Callable[[int], None]]:
     """Gives a function to call with the number of steps done; shows steps, epsilon so far (an upper bound), time left.
 
     Where stderr is no terminal it shows nothing. There is no training loss: it would be a release of its own.
+    each: what steps are called. released: what epsilon is about.
     """
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -52,24 +53,24 @@ def bar(plan: Plan) -> Iterator[Callable[[int], None]]:
     columns = (
         BarColumn(bar_width=16),  # what a narrow terminal cuts off is the end of the claim, which every report repeats
         MofNCompleteColumn(),
-        TextColumn("steps,"),
+        TextColumn(f"{each},"),
         TimeRemainingColumn(),
         TextColumn("left, {task.fields[spent]}"),
     )
     every = max(1, plan.steps // _UPDATES)
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=plan.steps, spent=spent_after(plan, 0))
+        task = progress.add_task("training", total=plan.steps, spent=spent_after(plan, 0, released=released))
 
         def show(step: int) -> None:
             if step % every == 0 or step == plan.steps:
-                progress.update(task, completed=step, spent=spent_after(plan, step))
+                progress.update(task, completed=step, spent=spent_after(plan, step, released=released))
             else:
                 progress.update(task, completed=step)
 
         yield show
 
 
-def spent_after(plan: Plan, steps: int) -> str:
+def spent_after(plan: Spending, steps: int, *, released: str = RELEASED) -> str:
     """Returns the epsilon of the first ``steps`` steps with its terms, as text."""
     if plan.budget is None:
         return "NOT PRIVATE"
@@ -83,5 +84,5 @@ def spent_after(plan: Plan, steps: int) -> str:
         delta=budget.delta,
         unit=budget.unit,
         neighbors=budget.neighbors,
-        released=RELEASED,
+        released=released,
     )

@@ -297,7 +297,7 @@ class RunTable(_Table):
 
 
 class RunConfig(_Table):
-    """The whole of `run.toml`."""
+    """The whole of `run.toml`. federation: for `privads federate`, which knows its keys; no other verb reads them."""
 
     data: DataTable
     plan: PlanTable
@@ -306,8 +306,8 @@ class RunConfig(_Table):
     evaluation: EvaluationTable | None = None
     release: ReleaseTable | None = None
     learn: LearnTable | None = None
-
     attribution: AttributionTable | None = None
+    federation: dict[str, Any] = {}
     ledger: LedgerTable | None = None
     audit: AuditTable | None = None
     report: ReportTable | None = None
@@ -355,9 +355,10 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         places = release["values_from"].items()
         found = {key: str(folder / one) if isinstance(one, str) else one for key, one in places}
         result["release"] = {**release, "values_from": found}
-    learn = result.get("learn")
-    if isinstance(learn, dict) and isinstance(learn.get("tables"), list):
-        result["learn"] = {**learn, "tables": [str(folder / one) for one in learn["tables"] if isinstance(one, str)]}
+    for name, key in (("learn", "tables"), ("federation", "silo_paths")):
+        table = result.get(name)
+        if isinstance(table, dict) and isinstance(table.get(key), list):
+            result[name] = {**table, key: [str(folder / one) if isinstance(one, str) else one for one in table[key]]}
     ledger = result.get("ledger")
     if isinstance(ledger, dict) and isinstance(ledger.get("url"), str) and ledger["url"].startswith(SQLITE):
         result["ledger"] = {**ledger, "url": f"{SQLITE}{folder / ledger['url'].removeprefix(SQLITE)}"}

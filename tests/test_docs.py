@@ -6,6 +6,11 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
+from accounting.budget import Budget
+from accounting.report.phrase import round_up
+from federation import defaults as federated
+from federation.config import FederationTable, federation_table
+from federation.plan import FederatedPlan
 from privads.logs.schema import Schema, known_formats
 from privads.models import MODELS
 from privads.run_config import (
@@ -42,6 +47,7 @@ def test_the_page_names_every_key_of_a_run_file() -> None:
         "attribution": AttributionTable,
         "release": ReleaseTable,
         "learn": LearnTable,
+        "federation": FederationTable,
         "model": ModelTable,
         "plan": PlanTable,
         "report": ReportTable,
@@ -70,6 +76,15 @@ def test_the_page_states_the_codes_defaults() -> None:
     assert f"min(population / 2, {sizes.SMALL_BATCH})), {sizes.LARGEST_DEFAULT_BATCH})" in PAGE
     noise, stable = defaults.LOGIT_NOISE, defaults.STABLE_STEP
     assert f"{1 - defaults.MOMENTUM:.1f} min({noise} / (noise std √steps), {stable:.0f}, steps)" in PAGE
+
+
+def test_the_page_states_the_defaults_of_federated_runs() -> None:
+    assert f"a user's whole update | {federated.CLIP_NORM} |" in PAGE
+    assert f"| {federated.LOCAL_LEARNING_RATE}, {federated.LOCAL_STEPS} |" in PAGE
+    assert f"chosen at random | {federated.ROWS_PER_USER} |" in PAGE
+    step = f"(1 - momentum) min({federated.LOGIT_NOISE} / (noise std √rounds), {federated.LARGEST_REACH:.0f})"
+    assert step in PAGE
+    assert f"of `adam` {federated.ADAM_STEP} |" in PAGE
 
 
 TRAINING = (Path(__file__).resolve().parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
@@ -124,3 +139,49 @@ def test_the_signals_pages_run_file_is_accepted(tmp_path: Path) -> None:
     assert read.release.values["device"] == ["phone", "tablet", "desktop"]
     assert read.learn is not None
     assert read.learn.sample == 100_000
+
+
+FEDERATION = (Path(__file__).resolve().parent.parent / "docs" / "federation.md").read_text(encoding="utf-8")
+
+
+def test_the_federation_pages_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = (part.partition("```")[0] for part in FEDERATION.split("```python\n")[1:])
+    names: dict[str, object] = {}
+    exec(first, names)
+    said = capsys.readouterr().out
+    assert "epsilon <= 8.00 (delta 1e-06, user, add/remove, models of all rounds)" in said
+    assert "no user has rows in more than 2 of the 3 silos" in said
+    pytest.importorskip("flwr", reason="the page's second example needs flwr: pip install 'privads[federation]'")
+    for other in others:
+        exec(other, names)
+    assert "no user has rows in more than 2 of the 3 silos" in str(names["run"])
+
+
+def test_the_federation_pages_table_is_accepted(tmp_path: Path) -> None:
+    stated = FEDERATION.partition("```toml\n")[2].partition("```")[0]
+    text = (
+        '[data]\npath = "log.parquet"\nschema = "ads.toml"\n[plan]\nepsilon = 3\ndelta = 1e-6\nunit = "user"\n' + stated
+    )
+    (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+    table = federation_table(read_config(tmp_path / "run.toml"), source=tmp_path / "run.toml")
+    assert table.silo_paths[0] == str(tmp_path / "shop-a.parquet")
+
+
+@pytest.mark.parametrize("row", ["silos of one user, j", "over_selection"])
+def test_the_federation_pages_epsilons_are_what_plans_cost(row: str) -> None:
+    lines = FEDERATION.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith(f"| {row} |"))
+    cells = [line.split("|") for line in lines[first : first + 4] if line]
+    stated = {one[1].strip(): one[2:-1] for one in cells}
+    for value, epsilon in zip(stated[row], stated["epsilon"], strict=True):
+        asked = {"silos": int(value)} if row.startswith("silos") else {"over_selection": float(value)}
+        found = FederatedPlan(
+            budget=Budget(epsilon=1e4, delta=1e-6, unit="user"),
+            population=100_000,
+            cohort=1000,
+            rounds=1000,
+            clip_norm=1.0,
+            noise_multiplier=1.0,
+            **asked,
+        )
+        assert round_up(found.spent.upper) == epsilon.strip()

@@ -89,7 +89,7 @@ def test_all_known_laws_are_shown() -> None:
 
 def test_the_pages_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     exec(PAGE.partition("```python\n")[2].partition("```")[0], {})
-    assert capsys.readouterr().out == "violation 4.17 200 of 200 right\n"
+    assert capsys.readouterr().out == "violation: epsilon is at least 4.17\n"
     assert f"here a leak of epsilon {epsilon_of_mu(3.0, DELTA):.0f}" in PAGE
 
 

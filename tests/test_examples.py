@@ -70,3 +70,25 @@ def test_the_demo_ends_with_its_five_lines(tmp_path: Path) -> None:
     starts = [line.split()[0] for line in done.stdout.splitlines()[-5:]]
     assert starts == ["AUC", "calibration", "epsilon", "budget", "report:"]
     assert "Bayes optimum" in done.stdout
+
+
+def run_of(example: str, folder: Path) -> list[str]:
+    """The lines that an example prints; it asserts its own headline."""
+    command = [sys.executable, str(ROOT / "examples" / f"{example}.py")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_companies_that_share_users_say_what_it_costs_them(tmp_path: Path) -> None:
+    lines = run_of("federated_silos", tmp_path)
+    assert lines[2].startswith("epsilon <= 4.00 (delta 1e-06, user, add/remove, models of all rounds)")
+    assert re.fullmatch(r"with this noise, epsilon of a user of one silo: 1\.\d\d, of two: 4\.00", lines[-1])
+
+
+@pytest.mark.slow
+def test_pins_are_learned_among_their_users_or_a_simulated_log_in_their_place(tmp_path: Path) -> None:
+    lines = run_of("federated_pinterest", tmp_path)
+    assert lines[0].startswith("there is no") != DATA.is_dir()
+    assert re.fullmatch(r"AUC 0\.\d{3} among users, 0\.\d{3} in one place: [\d.]+%", lines[-1])

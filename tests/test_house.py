@@ -48,6 +48,12 @@ def test_opacus_is_imported_in_the_training_room_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_flower_is_imported_in_one_file(path: Path) -> None:
+    if "flwr" in tops(path):
+        assert path.relative_to(ROOT) == Path("federation/flower.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_has_one_idea_and_says_which(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), "no module docstring"

@@ -62,10 +62,11 @@ def test_every_file_and_verb_that_the_readme_names_exists() -> None:
     for name in re.findall(r"`(examples/[\w.]+)`|\]\((docs/[\w.]+)\)", README):
         assert (ROOT / (name[0] or name[1])).is_file(), name
     from privads.cli import app
-    from privads.cli_budget import app as budget_app
 
+    groups = [(group.name, group.typer_instance) for group in app.registered_groups if group.typer_instance]
     verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    verbs |= {command.name for command in budget_app.registered_commands if command.name} | {"budget"}
+    verbs |= {name for name, _ in groups if name}
+    verbs |= {command.name for _, group in groups for command in group.registered_commands if command.name}
     for verb in re.findall(r"`privads (\w+)", README):
         assert verb in verbs, verb
 
@@ -83,6 +84,7 @@ def test_the_wheel_alone_runs_the_readmes_job(tmp_path: Path) -> None:
     names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} - {"bin"}
     assert names == {"accounting", "federation", "privads"}
     assert (site / "privads" / "py.typed").is_file()
+    assert (site / "accounting" / "report" / "report.schema.json").is_file()
     work = tmp_path / "work"
     work.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}

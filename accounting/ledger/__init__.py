@@ -5,6 +5,7 @@ from accounting.ledger.columns import Cost
 from accounting.ledger.cost import Charge
 from accounting.ledger.ledger import Ledger, Verification
 from accounting.ledger.rules import Entry, State
+from accounting.ledger.snapshot import Snapshot
 from accounting.ledger.store import LedgerError
 
-__all__ = ["Balance", "Charge", "Cost", "Entry", "Ledger", "LedgerError", "State", "Verification"]
+__all__ = ["Balance", "Charge", "Cost", "Entry", "Ledger", "LedgerError", "Snapshot", "State", "Verification"]

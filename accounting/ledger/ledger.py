@@ -27,6 +27,7 @@ from accounting.ledger.cost import Charge, check_line, costs, own_epsilon
 from accounting.ledger.joint import joint_bounds
 from accounting.ledger.limits import check_limits, check_rule, column_body
 from accounting.ledger.rules import AlreadyDone, Book, Entry
+from accounting.ledger.snapshot import Snapshot, snapshot_of
 from accounting.ledger.store import Kind, LedgerError, Mark, Row, Step, Store, broken, check_chain
 from accounting.mechanisms import UnknownEvent
 
@@ -199,6 +200,11 @@ class Ledger:
         holder = token_urlsafe()
         body = {"lease": _hash(lease), "holder": _hash(holder)}
         return self._moved(Step(kind="resume", dataset=dataset, key=entry.key, body=body), holder)
+
+    def read(self) -> Snapshot:
+        """Returns everything that the log says, from one reading of it."""
+        rows = self._checked_rows()
+        return snapshot_of(self.url, rows, self._book(rows))
 
     def datasets(self) -> list[str]:
         """Returns the names of the data sets, in the order in which they were added."""

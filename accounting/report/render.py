@@ -5,15 +5,12 @@ cover, assumptions, audits, budget, the details. Markdown needs nothing beyond t
 template and matplotlib for the plots, the extra `report`.
 """
 
-import json
-import re
-from collections.abc import Iterable
-from typing import Any, NamedTuple
-
-from pydantic import JsonValue
+from typing import NamedTuple
 
 from accounting.report.facts import NEVER_AUDITED, VERDICTS, audit_rows, facts
-from accounting.report.figures import Row, counted, covered, curve, name, scores, shortened, value_scores
+from accounting.report.figures import Row, counted, covered, curve, name, scores, value_scores
+from accounting.report.marks import escaped, indented, json_block, table
+from accounting.report.page import MissingExtra, page
 from accounting.report.phrase import NOT_STATED
 from accounting.report.record import INTERVAL, Assumption, LedgerBudget, Report, Status
 from accounting.report.scores import TaskMetrics, ValueMetrics
@@ -26,90 +23,76 @@ _STATUSES: dict[Status, str] = {  # worst first
 }
 
 
-class MissingExtra(ImportError):  # noqa: N818 - named for what to do about it
-    """An optional dependency is not installed; the message says how to install it."""
-
-
 def markdown(report: Report) -> str:
     """Returns the report as GitHub-flavored Markdown; needs neither jinja2 nor matplotlib."""
     parts = [
-        f"# Privacy report: {_md(report.run.id)}",
-        f"**{_md(report.headline)}**",
-        _md(protects(report)),
+        f"# Privacy report: {escaped(report.run.id)}",
+        f"**{escaped(report.headline)}**",
+        escaped(protects(report)),
         "## Not covered by epsilon",
-        "\n".join(f"- {_md(line)}" for line in report.not_covered) or NOT_STATED,
+        "\n".join(f"- {escaped(line)}" for line in report.not_covered) or NOT_STATED,
         "## Covered",
-        "\n".join(f"- {_md(line)}" for line in report.covered) or NOT_STATED,
+        "\n".join(f"- {escaped(line)}" for line in report.covered) or NOT_STATED,
         "## Assumptions",
-        _md_table(("status", "assumption", "by"), [(a.status, a.text, a.by) for a in assumptions(report)]),
+        table(("status", "assumption", "by"), [(a.status, a.text, a.by) for a in assumptions(report)]),
         "## Audit",
-        *(f"### {_md(title)}\n\n{_md_table(('', ''), rows)}" for title, rows in audits(report)),
+        *(f"### {escaped(title)}\n\n{table(('', ''), rows)}" for title, rows in audits(report)),
         *([] if report.audit else [NEVER_AUDITED]),
     ]
     for title, rows in facts(report).items():
-        parts += [f"## {title}", _md_table(("", ""), rows)]
+        parts += [f"## {title}", table(("", ""), rows)]
         if title == "Mechanism":
-            parts += ["The whole event, as the accountant reads it:", _md_json(report.mechanism.event)]
+            parts += ["The whole event, as the accountant reads it:", json_block(report.mechanism.event)]
         if title == "Model":
             parts += ["## Metrics", *(_md_task(report, task) for task in report.metrics)]
             parts += [_md_value(report, one) for one in report.values]
             parts += [] if report.metrics or report.values else [NOT_STATED]
-    parts += ["The exact configuration:", _md_json(report.run.config)]
+    parts += ["The exact configuration:", json_block(report.run.config)]
     return "\n\n".join(parts) + "\n"
 
 
 def html(report: Report) -> str:
     """Returns the report as one HTML file: no scripts, nothing loaded from elsewhere, every value escaped."""
     try:
-        import jinja2
-        from markupsafe import Markup
-
         from accounting.report.plot import calibration_plot, profile_plot, steps_plot
     except ImportError as error:
         raise MissingExtra('a report in HTML needs jinja2 and matplotlib: pip install "privads[report]"') from error
-
-    def kept_short(value: Any) -> Any:
-        return value if isinstance(value, Markup) else shortened(str(value))
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("accounting.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=kept_short,
-    )
     promise = report.guarantee
     plots = [calibration_plot(task) if task.curve else "" for task in report.metrics]
-    return environment.get_template("report.html").render(
-        report=report,
-        headline=report.headline_parts,
-        interval_note=INTERVAL,
-        verdict=VERDICTS[report.verdict],
-        protects=protects(report),
-        assumptions=assumptions(report),
-        statuses=[(s, n, why) for s, why in _STATUSES.items() if (n := len(report.with_status(s)))],
-        facts=facts(report),
-        audits=audits(report),
-        never_audited=NEVER_AUDITED,
-        drawn={
-            "Privacy profile": profile_plot(promise) if promise else "",
-            "Epsilon over steps": steps_plot(promise) if promise else "",
+    return page(
+        "report.html",
+        {
+            "report": report,
+            "headline": report.headline_parts,
+            "interval_note": INTERVAL,
+            "verdict": VERDICTS[report.verdict],
+            "protects": protects(report),
+            "assumptions": assumptions(report),
+            "statuses": [(s, n, why) for s, why in _STATUSES.items() if (n := len(report.with_status(s)))],
+            "facts": facts(report),
+            "audits": audits(report),
+            "never_audited": NEVER_AUDITED,
+            "drawn": {
+                "Privacy profile": profile_plot(promise) if promise else "",
+                "Epsilon over steps": steps_plot(promise) if promise else "",
+            },
+            "bar": budget_bar(report.budget) if report.budget else None,
+            "metrics": [
+                {
+                    "name": name(task),
+                    "task": task,
+                    "scores": scores(task),
+                    "about": f"{counted(task)} {covered(report, task)}",
+                    "curve": curve(task),
+                }
+                for task in report.metrics
+            ],
+            "values": [
+                {"task": one, "scores": value_scores(one), "covered": covered(report, one)} for one in report.values
+            ],
+            "plots": plots,
+            "indented": indented,
         },
-        bar=budget_bar(report.budget) if report.budget else None,
-        metrics=[
-            {
-                "name": name(task),
-                "task": task,
-                "scores": scores(task),
-                "about": f"{counted(task)} {covered(report, task)}",
-                "curve": curve(task),
-            }
-            for task in report.metrics
-        ],
-        values=[{"task": one, "scores": value_scores(one), "covered": covered(report, one)} for one in report.values],
-        plots=plots,
-        indented=_indented,
     )
 
 
@@ -163,36 +146,18 @@ def budget_bar(budget: LedgerBudget) -> BudgetBar:
     return BudgetBar(round(100 * before, 2), round(100 * (spent - before), 2), words)
 
 
-def _indented(value: JsonValue) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-
-
-def _md(text: str) -> str:
-    return re.sub(r"([\\|*~`]|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|\b_|_\b)", r"\\\1", shortened(text))
-
-
-def _md_table(header: Row, rows: Iterable[Row]) -> str:
-    lines = [header, ("---",) * len(header), *(tuple(map(_md, row)) for row in rows)]
-    lines = lines if len(lines) > 2 else [*lines, (NOT_STATED,) * len(header)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _md_json(value: JsonValue) -> str:
-    return f"```json\n{shortened(_indented(value))}\n```"
-
-
 def _md_value(report: Report, task: ValueMetrics) -> str:
     about = f"{task.rows:,} rows. {covered(report, task)}"
-    return "\n\n".join([f"### {_md(task.task)}", about, _md_table(("", "this model"), value_scores(task))])
+    return "\n\n".join([f"### {escaped(task.task)}", about, table(("", "this model"), value_scores(task))])
 
 
 def _md_task(report: Report, task: TaskMetrics) -> str:
-    reference = _md(task.reference.name) if task.reference else "reference"
+    reference = escaped(task.reference.name) if task.reference else "reference"
     parts = [
-        f"### {_md(name(task))}",
-        f"{counted(task)} {_md(covered(report, task))}",
-        _md_table(("", "this model", reference), scores(task)),
+        f"### {escaped(name(task))}",
+        f"{counted(task)} {escaped(covered(report, task))}",
+        table(("", "this model", reference), scores(task)),
     ]
     if task.curve:
-        parts += [_md_table(("mean predicted", "observed rate", "rows"), curve(task))]
+        parts += [table(("mean predicted", "observed rate", "rows"), curve(task))]
     return "\n\n".join(parts)

@@ -47,10 +47,9 @@ def _value_of(task: ValueMetrics, *, prefix: str) -> list[str]:
     ]
 
 
-def _budget(budget: LedgerBudget | None) -> str:
-    if budget is None:
-        return "budget left: no ledger was charged"
-    left = bound(
+def budget_left(budget: LedgerBudget) -> str:
+    """Returns what the run left of the data set's limit, with its terms."""
+    return bound(
         budget.left_epsilon,
         delta=budget.left_delta,
         unit=budget.unit,
@@ -58,7 +57,10 @@ def _budget(budget: LedgerBudget | None) -> str:
         released=f"data set {budget.dataset}",
         relation="=",
     )
-    return f"budget left: {left}"
+
+
+def _budget(budget: LedgerBudget | None) -> str:
+    return f"budget left: {'no ledger was charged' if budget is None else budget_left(budget)}"
 
 
 def _interval(interval: Interval) -> str:

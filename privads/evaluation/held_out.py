@@ -1,20 +1,18 @@
 """Metrics of a run's held-out rows, released with noise: planned before the run, charged and read after it."""
 
-from dataclasses import replace
-
 from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Ledger, LedgerError
 from accounting.report.scores import Interval, Scores, TaskMetrics
 from privads.batch import Rows
 from privads.config import ConfigError
-from privads.evaluation.calibrate import Counts, isotonic, platt
+from privads.evaluation.calibrate import Calibration, Counts, isotonic, platt
 from privads.evaluation.histogram import HistogramMetrics
 from privads.evaluation.release import MetricsPlan, MetricsRelease
 from privads.logs.database import check_database
 from privads.logs.logs import Logs
 from privads.logs.reader import LogError
 from privads.run_config import RunConfig
-from privads.training.run import Run
+from privads.training.finished import Finished
 
 FITS = {"platt": platt, "isotonic": isotonic}
 
@@ -40,16 +38,16 @@ def plan_held_out(config: RunConfig, test: Logs | None) -> MetricsPlan | None:
 
 
 def released_on(
-    run: Run,
+    run: Finished,
     rows: Rows,
     plan: MetricsPlan,
     *,
     ledger: Ledger | None,
     insecure_seed: int | None = None,
     calibration: str | None = None,
-) -> Run:
-    """Returns the run with the metrics of held-out ``rows``, an entry of their own in the ledger; they may be shown to
-    whoever may see the run. What goes wrong costs the metrics, and not the run.
+) -> tuple[tuple[TaskMetrics, ...], dict[str, Calibration]]:
+    """Returns (metrics of held-out ``rows``, {task: calibration}), an entry of their own in the ledger; they may be
+    shown to whoever may see the run. What goes wrong costs the metrics, and not the run.
 
     calibration: of `FITS`, fitted to what the metrics are read from, for nothing more.
     """
@@ -61,7 +59,7 @@ def released_on(
         raise LogError(f"the run was saved without metrics: {error}") from None
     fit = None if calibration is None else FITS[calibration]
     maps = {} if fit is None else {task: fit(Counts.of_histogram(one)) for task, one in found.histograms.items()}
-    return replace(run, released=as_records(found), calibrations=maps)
+    return as_records(found), maps
 
 
 def as_records(found: MetricsRelease) -> tuple[TaskMetrics, ...]:

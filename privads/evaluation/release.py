@@ -28,7 +28,7 @@ from privads.logs.schema import Schema
 from privads.signals.query import Grid, Key, Query
 from privads.signals.release import Release
 from privads.signals.table import NoisyTable
-from privads.training.run import Run, check_same_data
+from privads.training.finished import Finished, check_same_data
 
 RELEASE_GRID = log_odds(bins=72)
 """Bins of 0.25 in log-odds: calibration is off by 0.3 %, AUC low by 0.0004 to 0.0026 as rows of one bin tie (scores
@@ -130,7 +130,7 @@ class MetricsPlan:
 
     def run(
         self,
-        model: nn.Module | Run,
+        model: nn.Module | Finished,
         rows: Rows,
         *,
         ledger: Ledger | None,
@@ -138,7 +138,7 @@ class MetricsPlan:
         level: float = 0.95,
     ) -> MetricsRelease:
         """Returns what the rows say of the model: checks, charges the ledger, reads and scores, in this order."""
-        if isinstance(model, Run):
+        if not isinstance(model, nn.Module):
             check_same_data(model.schema, rows.schema)
             model = model.model
         rows.schema.check_history(self.release.budget.unit)
@@ -165,7 +165,7 @@ class MetricsPlan:
 
 
 def release_metrics(
-    model: nn.Module | Run,
+    model: nn.Module | Finished,
     logs: Rows,
     budget: Budget,
     *,

@@ -2,7 +2,7 @@
 
 from importlib import resources
 
-from accounting.report.render import MissingExtra
+from accounting.report.page import MissingExtra
 from privads.features.explore import Column, Estimate, Exploration
 
 

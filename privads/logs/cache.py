@@ -160,6 +160,28 @@ def _grouped(
         for part in parts:
             yield _packed(part, layout), np.ones(len(part.fits), dtype=np.int64)
         return
+    for records, keys in _whole_units(parts, schema, layout, folder):
+        codes = unit_codes(keys)
+        yield _taken(records, np.argsort(codes, kind="stable")), np.bincount(codes).astype(np.int64)
+
+
+def unit_keys(parts: Iterable[Part], schema: Schema, *, folder: Path | None) -> Iterator[list[NDArray[np.object_]]]:
+    """Yields, some units at a time and in the order in which `cached` numbers them, each unit's key: a text or None for
+    each unit column.
+
+    Reads the rows once more, and packs them all, because where they are spilled to the disk decides the order.
+    """
+    place = Path(tempfile.gettempdir()) if folder is None else folder
+    for _, keys in _whole_units(parts, schema, record_type(schema), place):
+        codes = unit_codes(keys)
+        first = np.unique(codes, return_index=True)[1]
+        yield [key[first] for key in keys]
+
+
+def _whole_units(
+    parts: Iterable[Part], schema: Schema, layout: np.dtype[np.void], folder: Path
+) -> Iterator[tuple[Records, list[NDArray[np.object_]]]]:
+    """Yields (records, per unit column their keys), all rows of a unit in one of the yields."""
     held: list[tuple[Records, list[NDArray[np.object_]]]] = []
     size, spill = 0, None
     for part in parts:
@@ -170,14 +192,11 @@ def _grouped(
             spill.add(*_joined(held))
             held, size = [], 0
     if spill is None:
-        whole: Iterable[tuple[Records, list[NDArray[np.object_]]]] = [_joined(held)] if held else []
+        yield from [_joined(held)] if held else []
     else:
         if held:
             spill.add(*_joined(held))
-        whole = spill.parts()
-    for records, keys in whole:
-        codes = unit_codes(keys)
-        yield _taken(records, np.argsort(codes, kind="stable")), np.bincount(codes).astype(np.int64)
+        yield from spill.parts()
 
 
 def _joined(

@@ -15,9 +15,10 @@ import pyarrow
 from numpy.typing import NDArray
 
 from privads.batch import Batch
-from privads.logs.cache import CachedRows, cached, check_folder, check_kept
+from privads.logs.cache import CachedRows, cached, check_folder, check_kept, unit_keys
 from privads.logs.database import check_database
 from privads.logs.encode import Part, as_batch, encode, read_columns, uniform_of_key, waited_hours
+from privads.logs.identifiers import hashed_keys
 from privads.logs.labels import DelayedLabel
 from privads.logs.past import looking_back
 from privads.logs.raw import Raw, batch_of, raw_rows
@@ -158,6 +159,21 @@ class Logs:
     def units(self) -> NDArray[np.int64]:
         """(rows,) who owns each row, as numbers from 0, rising. Reads the rows."""
         return self._rows.units
+
+    def identifiers(self, key: bytes) -> NDArray[np.uint64]:
+        """Returns (units, 2) a keyed hash of each unit's key: equal for equal keys in any log, and else different.
+
+        BLAKE2b of 128 bits; who does not know ``key``, 16 to 64 bytes, cannot tell a key from it. Reads the rows, once
+        more than a first use of them does.
+        """
+        if not 16 <= len(key) <= 64:
+            raise ValueError(f"key must have 16 to 64 bytes, got {len(key)}")
+        if not self.source.unit:
+            raise ValueError("identifiers need unit columns: add unit = [COLUMN] to the schema")
+        self.check()
+        with telling_no_row(self._unreadable, public=self.schema.public):
+            found = [hashed_keys(keys, key=key) for keys in unit_keys(self._parts(), self.schema, folder=self.cache)]
+        return np.concatenate([*found, np.zeros((0, 2), dtype=np.uint64)])
 
     def take(self, row_numbers: NDArray[np.int64]) -> Batch:
         """Returns these rows as a `Batch`. Reads the rows."""

@@ -1,10 +1,11 @@
 """What a run's guarantee rests on, each with how it is known to hold."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from accounting.report import record
 from privads.training.plan import TrainPlan
+from privads.training.resume import Resumption
 
 if TYPE_CHECKING:
     from privads.training.run import Facts
@@ -68,17 +69,31 @@ def assumptions(plan: TrainPlan, facts: "Facts", *, charged: bool) -> list[recor
         said.append(say("asserted", text, "the author of the model or the loss"))
     else:
         said.append(say("enforced", "nothing computed from rows is shown while training", "privads.fit"))
-    for one in facts.resumptions:
-        if one.entry is not None:
-            text = f"resumed after step {one.step}: the steps after it were charged again, as entry {one.entry}"
-            said.append(say("enforced", text, "Ledger"))
-        else:
-            text = f"resumed after step {one.step} under the run's own charge, which one process can do once"
-            said.append(say("enforced", text, "Ledger, by a single-use lease"))
+    said += (
+        say("enforced", *one) for one in of_resumptions(facts.resumptions, each="step", again="the steps after it were")
+    )
     if facts.steps_done < plan.steps:
         text = f"the loop ended after {facts.steps_done} of {plan.steps} steps for a reason that is not in the rows"
         said.append(say("asserted", text, "the author of the training loop"))
     return said
+
+
+def of_resumptions(resumptions: Iterable[Resumption], *, each: str, again: str) -> Iterator[tuple[str, str]]:
+    """Yields of each time that a run went on from a checkpoint (what holds, by what).
+
+    each: "step" or "round". again: what was charged once more, where anything was.
+    """
+    for one in resumptions:
+        if one.entry is not None:
+            yield (
+                f"resumed after {each} {one.step}: {again} charged again, as entry {one.entry}",
+                "Ledger",
+            )
+        else:
+            yield (
+                f"resumed after {each} {one.step} under the run's own charge, which one process can do once",
+                "Ledger, by a single-use lease",
+            )
 
 
 def _about_clipping(plan: TrainPlan) -> Iterator[tuple[record.Status, str, str]]:

@@ -10,15 +10,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from accounting.report.page import MissingExtra
 from accounting.report.record import Report
-from accounting.report.render import MissingExtra, html
+from accounting.report.render import html
 from privads.config import ConfigError, parse_model
 from privads.evaluation.calibrate import Calibration
 from privads.features.pipeline import Features
 from privads.logs.schema import Schema
 from privads.models import MODELS, build
 from privads.new_folder import new_folder
-from privads.training.run import Run
+from privads.training.finished import Finished
 
 WEIGHTS, MODEL, REPORT, PAGE = "model.safetensors", "model.json", "report.json", "report.html"
 FEATURES = "features.json"
@@ -43,7 +44,7 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def save(run: Run, folder: Path) -> Path:
+def save(run: Finished, folder: Path) -> Path:
     """Returns ``folder``, written by a rename of a complete one, so that half a run is never found.
 
     The weights carry the plain module's parameter names and load into it without privads. Without the `report` extra

@@ -10,7 +10,7 @@ from privads.noise import Randomness
 from privads.training.plan import TrainPlan
 from privads.training.refusals import UnsupportedModel
 from privads.training.selection import check_selectable
-from privads.training.tables import check_plain_sgd
+from privads.training.tables import check_plain_sgd, named_tables
 
 
 def check_before(
@@ -45,5 +45,5 @@ def check_before(
     if plan.table_noise == "lazy":
         check_plain_sgd(model, optimizer)
     elif plan.table_noise != "dense":
-        check_selectable(model, optimizer)
+        check_selectable(named_tables(model), optimizer)
     rows.check()

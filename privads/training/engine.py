@@ -29,7 +29,7 @@ from privads.training.resume import Resumption, Standing
 from privads.training.run import Facts, Run, fingerprint
 from privads.training.sampling import TruncatedPoissonSampler, sampler_for
 from privads.training.selection import SelectedTables, select_these, selection
-from privads.training.tables import LazyTables, tables_of
+from privads.training.tables import LazyTables, named_tables, tables_of
 from privads.training.uses import touched_by_all
 
 _State = Literal["new", "ready", "drawn", "summed", "finished"]
@@ -278,7 +278,7 @@ class PrivateEngine:
         if plan.table_noise == "lazy":
             return LazyTables(model, optimizer, plan, self.randomness, self._gradients.runs_of)
         select = selection(plan, _rows_of_tables(model), self.randomness)
-        return SelectedTables(model, optimizer, self.randomness, batch=plan.batch, select=select)
+        return SelectedTables(named_tables(model), optimizer, self.randomness, batch=plan.batch, select=select)
 
     def _resumed(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Rows) -> Standing:
         """Returns where the run stands that goes on, with its weights and states put back."""
@@ -296,7 +296,14 @@ class PrivateEngine:
             return None
         dataset = self.rows.schema.dataset
         entry, resumption = resume.paid_for(
-            self.ledger, dataset, standing, self.plan, shown=shown, purpose=self.purpose
+            self.ledger,
+            dataset,
+            self.plan,
+            entry=standing.entry,
+            lease=standing.lease,
+            step=standing.steps_done,
+            shown=shown,
+            purpose=self.purpose,
         )
         self._run_entry, self._resumptions = standing.entry, (*standing.resumptions, resumption)
         return entry

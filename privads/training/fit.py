@@ -21,9 +21,10 @@ from privads.stated import stated
 from privads.training import working
 from privads.training.defaults import default_optimizer, steepness_of, warm_up
 from privads.training.engine import PrivateEngine
+from privads.training.finished import check_same_data
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss
-from privads.training.run import Run, check_same_data
+from privads.training.run import Run
 from privads.training.start import go_on, start_of
 from privads.training.working import CheckpointError
 

@@ -3,13 +3,16 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from dp_accounting import dp_event
 from torch import Tensor, nn
 
 from accounting import mechanisms
+from accounting.budget import Budget
 from accounting.ledger import Charge, Entry, Ledger, LedgerError
+from accounting.report.anchor import executed_again
 from privads.logs.schema import Schema
 from privads.training.plan import TrainPlan
 from privads.training.working import CheckpointError
@@ -102,8 +105,39 @@ def unpacked(
     return standing
 
 
+class Charged(Protocol):
+    """What a resume asks of a plan: `privads.TrainPlan`, or `federation.FederatedPlan`, whose steps are rounds."""
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the run may cost; None without privacy."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def event(self) -> dp_event.DpEvent:
+        """What the run executes."""
+        ...
+
+    def event_of_rest(self, steps_done: int, /) -> dp_event.DpEvent:
+        """Returns what the steps after the first ``steps_done`` execute."""
+        ...
+
+
 def paid_for(
-    ledger: Ledger, dataset: str, standing: Standing, plan: TrainPlan, *, shown: bool, purpose: str
+    ledger: Ledger,
+    dataset: str,
+    plan: Charged,
+    *,
+    entry: int | None,
+    lease: str | None,
+    step: int,
+    shown: bool,
+    purpose: str,
 ) -> tuple[Entry, Resumption]:
     """Returns the charge under which the run goes on, opened, and what to say of it.
 
@@ -112,15 +146,14 @@ def paid_for(
     that no other copy of the checkpoint goes on as well. Else, also where the lease is no longer good, the steps that
     remain are charged again. shown: something may have left the process.
     """
-    run = next((one for one in ledger.history(dataset) if one.id == standing.entry), None)
+    run = next((one for one in ledger.history(dataset) if one.id == entry), None)
     if run is None or run.event != mechanisms.to_json(plan.event):
         raise CheckpointError(
-            f"{ledger.url} has no charge {standing.entry} of this run: resume with the ledger that it was charged to"
+            f"{ledger.url} has no charge {entry} of this run: resume with the ledger that it was charged to"
         )
-    step = standing.steps_done
-    if not shown and standing.lease is not None:
+    if not shown and lease is not None:
         try:
-            return ledger.resume(dataset, standing.lease), Resumption(step=step)
+            return ledger.resume(dataset, lease), Resumption(step=step)
         except LedgerError:
             pass  # it was used, or the run has ended: what follows is another execution
     if step == plan.steps or plan.budget is None:
@@ -130,7 +163,7 @@ def paid_for(
         delta=plan.budget.delta,
         unit=plan.budget.unit,
         neighbors=plan.budget.neighbors,
-        purpose=f"{purpose}: steps {step + 1} to {plan.steps} of entry {run.id} again",
+        purpose=executed_again(purpose, first=step + 1, last=plan.steps, entry=run.id),
     )
-    entry = ledger.open_rows(ledger.reserve(dataset, again))
-    return entry, Resumption(step=step, entry=entry.id)
+    opened = ledger.open_rows(ledger.reserve(dataset, again))
+    return opened, Resumption(step=step, entry=opened.id)

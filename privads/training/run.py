@@ -24,22 +24,21 @@ from accounting.report.guarantee import Guarantee
 from accounting.report.started import StartedFrom
 from accounting.report.summary import summary
 from privads.attacks.evidence import Evidence
-from privads.batch import Rows, settled
+from privads.batch import Rows
 from privads.evaluation.calibrate import Calibration
-from privads.evaluation.metrics import TaskMetrics, evaluate
-from privads.evaluation.values import ValueMetrics, evaluate_value
+from privads.evaluation.metrics import TaskMetrics
+from privads.evaluation.values import ValueMetrics
 from privads.features.pipeline import Features
 from privads.logs.schema import Schema
-from privads.models.heads import heads_of, prediction
 from privads.promise import guarantee, ledger_budget, plain, this_run
 from privads.stated import stated
 from privads.training.assumptions import assumptions
+from privads.training.finished import judge, predict, task_records, value_records
 from privads.training.plan import TrainPlan
 from privads.training.resume import Resumption
 from privads.training.scope import bounded_by, covered, not_covered, setting
 
 RELEASED = "final model"
-_CHUNK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,27 +109,7 @@ class Run:
 
         This reads the rows and its result is not covered by epsilon: the report says so. replicates: of the bootstrap.
         """
-        check_same_data(self.schema, rows.schema)
-        scores = self.predict(rows)
-        batch = rows.take(np.arange(len(rows.units)))
-        metrics, values, settled_in = {}, {}, settled(batch, rows.schema)
-        for task, predicted in scores.items():
-            known = settled_in[task].numpy()
-            if task not in self.schema.events:
-                label = batch.labels[task].numpy()[known]
-                values[task] = evaluate_value(
-                    label, predicted[known], rows.units[known], replicates=replicates, seed=seed
-                )
-                continue
-            reference = rows.reference(task)
-            metrics[task] = evaluate(
-                batch.labels[task].numpy()[known],
-                predicted[known],
-                rows.units[known],
-                reference=None if reference is None else np.clip(np.nan_to_num(reference[known]), 0.0, 1.0),
-                replicates=replicates,
-                seed=seed,
-            )
+        metrics, values = judge(self.model, self.schema, rows, replicates=replicates, seed=seed)
         return dataclasses.replace(self, metrics=metrics, values=values)
 
     def report(self) -> record.Report:
@@ -177,11 +156,8 @@ class Run:
                 weights_sha256=self.facts.weights_sha256,
             ),
             budget=self._ledger_budget(),
-            metrics=(*(self._task_metrics(task, metrics) for task, metrics in self.metrics.items()), *self.released),
-            values=tuple(
-                scores.ValueMetrics.model_validate({"task": task, "released": False, **dataclasses.asdict(metrics)})
-                for task, metrics in self.values.items()
-            ),
+            metrics=(*task_records(self.schema, self.metrics), *self.released),
+            values=value_records(self.values),
             audit=() if self.evidence is None else (self.evidence.result(),),
             product=said.product,
             setting=setting(RELEASED) if self.plan.private else None,
@@ -260,21 +236,6 @@ class Run:
             return None
         return ledger_budget(self.ledger, self.schema.dataset, self.entry)
 
-    def _task_metrics(self, task: str, metrics: TaskMetrics) -> scores.TaskMetrics:
-        reference = None
-        if metrics.reference is not None:
-            others = scores.Scores.model_validate(metrics.reference, from_attributes=True)
-            reference = scores.Reference(name=self.schema.reference_name, scores=others)
-        return scores.TaskMetrics(
-            task=task,
-            released=False,
-            rows=metrics.rows,
-            positives=metrics.positives,
-            scores=scores.Scores.model_validate(metrics, from_attributes=True),
-            reference=reference,
-            curve=tuple(scores.CurvePoint.model_validate(point, from_attributes=True) for point in metrics.curve),
-        )
-
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
     """Returns the SHA-256 of a model's weights, by name."""
@@ -290,27 +251,3 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
     """Returns the settings that a model was made with, as plain JSON; empty where it does not say."""
     settings: dict[str, Any] = plain(getattr(model, "settings", {}))
     return settings
-
-
-def check_same_data(train: Schema, test: Schema) -> None:
-    """Refuse to judge a run by rows of another schema: what is public there may be private here, and the other way."""
-    if train.sha256 != test.sha256:
-        raise ValueError(
-            f"the rows to evaluate on have another schema ({test.dataset!r}) than those of training "
-            f"({train.dataset!r}): use one schema for both"
-        )
-
-
-def predict(model: nn.Module, rows: Rows) -> dict[str, NDArray[np.float64]]:
-    """Returns {task: (rows,) probability of an event, or mean of a number} of the ``rows``, in order. Reads them."""
-    device = next(model.parameters()).device
-    total = len(rows.units)
-    heads = heads_of(rows.schema)
-    chunks: dict[str, list[NDArray[np.float64]]] = {task: [] for task in heads}
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, total, _CHUNK_ROWS):
-            batch = rows.take(np.arange(start, min(start + _CHUNK_ROWS, total))).to(device)
-            for task, outputs in model(batch).items():
-                chunks[task].append(prediction(heads[task], outputs).cpu().numpy())
-    return {task: np.concatenate(parts) if parts else np.zeros(0) for task, parts in chunks.items()}

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from accounting.report.setting import Actor, Setting
 from accounting.report.started import StartedFrom
+from privads.training.finished import said_of_metrics
 from privads.training.plan import TrainPlan
 
 if TYPE_CHECKING:
@@ -57,22 +58,17 @@ def not_covered(run: "Run") -> list[str]:
     if not run.plan.private:
         said = ["Anything: this run has no differential privacy."]
         return [*said, _initial_weights(run.started_from)] if run.started_from else said
-    said = []
-    if (run.metrics or run.values) and not run.schema.public:
-        said.append(
-            "The metrics and the calibration plot below: they were computed on held-out rows without noise. Show "
-            "them only to people who may see those rows."
-        )
-    if run.released:
-        also = " and the calibration that is read from them" if run.calibrations else ""
-        said.append(f"What the metrics below{also} cost: they were released by themselves, for what stands there.")
-    said += [
+    return [
+        *said_of_metrics(
+            bare=bool(run.metrics or run.values) and not run.schema.public,
+            released=bool(run.released),
+            calibrated=bool(run.calibrations),
+        ),
         "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget.",
         _initial_weights(run.started_from),
         "Other uses of these data that are not charged to the same ledger.",
         "Side channels: how long the run took and how much memory it used.",
     ]
-    return said
 
 
 def _initial_weights(runs: tuple[StartedFrom, ...]) -> str:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privads.noise import Randomness
-from privads.training.plan import TrainPlan
-from privads.training.tables import SparseSum, tables_of
+from privads.training.tables import SparseSum
 
 Select = Callable[[Tensor, SparseSum], Tensor]
 """(table (rows, dim), counts (rows, 1) of this step's units) -> ids (n,) of the rows to step, each once, ascending."""
@@ -130,8 +129,32 @@ def select_touched(_: Tensor, counts: SparseSum) -> Tensor:
     return counts.ids
 
 
+class Selecting(Protocol):
+    """What a selection asks of a plan: `privads.TrainPlan`, or `federation.FederatedPlan`, whose batch is a cohort."""
+
+    @property
+    def table_noise(self) -> str:
+        """Which rows are noised."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Expected units per step."""
+        ...
+
+    @property
+    def selection_noise_multiplier(self) -> float | None:
+        """Of the counts of used rows; None without privacy."""
+        ...
+
+    @property
+    def selection_threshold(self) -> float | None:
+        """A row is used where its count is at least this; None for `default_threshold`."""
+        ...
+
+
 def selection(
-    plan: TrainPlan, rows: int, randomness: Randomness, *, touched: Mapping[Tensor, SparseSum] | None = None
+    plan: Selecting, rows: int, randomness: Randomness, *, touched: Mapping[Tensor, SparseSum] | None = None
 ) -> Select:
     """Returns what selects rows as the plan says; rows: V, of all tables together.
 
@@ -151,13 +174,11 @@ def selection(
 # The step
 
 
-def check_selectable(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError unless the optimizer can step some rows of a table as it would step all."""
-    names = {one: name for name, one in model.named_parameters()}
-    tables = tables_of(model)
+def check_selectable(tables: Mapping[nn.Parameter, str], optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError unless the optimizer can step some rows of a table as it would step all. tables: with names."""
     known = ", ".join(one.__name__ for one in SELECTABLE)
     for group in optimizer.param_groups:
-        held = [names[one] for one in group["params"] if one in tables]
+        held = [tables[one] for one in group["params"] if one in tables]
         if not held:
             continue
         if type(optimizer) not in SELECTABLE:
@@ -187,7 +208,7 @@ class _Part:
 
 
 class SelectedTables:
-    """Lets any of `SELECTABLE` step the selected rows of a model's tables, each with its own state.
+    """Lets any of `SELECTABLE` step the selected rows of tables, each with its own state. tables: with their names.
 
     Guarantees (each with a test of its own):
     - every selected row's gradient is ``(clipped sum + N(0, noise_std^2)) / batch``, whether a unit read it or not;
@@ -201,17 +222,16 @@ class SelectedTables:
 
     def __init__(
         self,
-        model: nn.Module,
+        tables: Mapping[nn.Parameter, str],
         optimizer: torch.optim.Optimizer,
         randomness: Randomness,
         *,
         batch: int,
         select: Select,
     ) -> None:
-        check_selectable(model, optimizer)
-        self._model, self._optimizer, self._randomness = model, optimizer, randomness
+        check_selectable(tables, optimizer)
+        self._names, self._optimizer, self._randomness = tables, optimizer, randomness
         self._batch, self.select = batch, select
-        tables = tables_of(model)
         self._tables = dict.fromkeys(
             one for group in optimizer.param_groups for one in group["params"] if one in tables
         )
@@ -227,7 +247,7 @@ class SelectedTables:
 
     def chosen(self) -> list[Tensor]:
         """Returns the rows of each table that were selected once for all, in the order of the tables."""
-        return [self.select(one, SparseSum.nothing(one, 1)) for one in tables_of(self._model)]
+        return [self.select(one, SparseSum.nothing(one, 1)) for one in self._names]
 
     @contextmanager
     def stepping(
@@ -238,7 +258,7 @@ class SelectedTables:
         sums: clipped sums, with norm at most C of each unit. touched: (rows, 1) of each table, ``sum_u v_u`` of the
         batch. A table may be missing from both: it is selected from and noised all the same. noise_std: of the sums.
         """
-        check_selectable(self._model, self._optimizer)  # a scheduler may have changed a group
+        check_selectable(self._names, self._optimizer)  # a scheduler may have changed a group
         groups, state = self._optimizer.param_groups, self._optimizer.state
         with torch.no_grad():
             parts = {one: self._part(one, sums.get(one), touched.get(one), noise_std) for one in self._tables}
@@ -268,7 +288,7 @@ class SelectedTables:
         gradient = _sums_at(summed, part)
         if noise_std:
             gradient += self._randomness.normal_like(gradient, noise_std=noise_std)
-        part.rows.grad = gradient.div_(self._batch)
+        part.rows.grad = gradient.div_(self._batch).to(part.rows.dtype)
         return part
 
 
@@ -276,8 +296,10 @@ def _sums_at(summed: Tensor | SparseSum | None, part: _Part) -> Tensor:
     """Returns (n, dim) the sum at each selected row, in memory of its own."""
     if isinstance(summed, Tensor):
         return summed.index_select(0, part.ids)
-    if summed is None or not len(summed.ids):
+    if summed is None:
         return torch.zeros_like(part.rows)
+    if not len(summed.ids):
+        return torch.zeros_like(part.rows, dtype=summed.values.dtype)
     places = torch.searchsorted(summed.ids, part.ids).clamp_(max=len(summed.ids) - 1)
     missing = summed.ids.index_select(0, places) != part.ids
     return summed.values.index_select(0, places).masked_fill_(missing[:, None], 0.0)

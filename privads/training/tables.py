@@ -1,17 +1,10 @@
 """Embedding tables: clipped sums that stay sparse, and noise that is owed until a row is next read.
 
 Under ``table_noise="dense"`` a step noises every row of every table. Under ``"lazy"`` it writes to its batch's rows
-alone, and the model that is handed out has the same law (LazyDP, ASPLOS 2024; here for any schedule of the learning
-rate and with weight decay). For plain SGD a row that step s gives the sum g_s and the noise n_s follows
-
-    theta_s = kept_s theta_{s-1} - (lr_s / batch) (g_s + n_s),    kept_s = 1 - lr_s weight_decay,    n_s ~ N(0, s^2 I)
-
-so a row settled after step a owes after step t the factor ``prod kept_s`` over a < s <= t, and noise of variance
-``sum over a < s <= t of (lr_s s / batch)^2 prod over s < r <= t of kept_r^2``. Both are paid in one draw.
+alone, and the model that is handed out has the same law: `privads.training.owed` says what rows owe meanwhile.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +19,11 @@ from torch.utils.hooks import RemovableHandle
 
 from privads.models.layers import FusedTable
 from privads.noise import Randomness
+from privads.training.owed import Debt, OwingTable, is_plain, step_of
 from privads.training.plan import TrainPlan
 
 TABLES: tuple[type[nn.Module], ...] = (FusedTable, nn.Embedding, nn.EmbeddingBag)
 """The layers whose ``weight`` is a table: its clipped sums are sparse, and its noise may be lazy."""
-
-_FLUSHED_ROWS = 1 << 16
-_PLAIN = {"momentum": 0, "nesterov": False, "maximize": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,23 +128,16 @@ def param_groups(model: nn.Module, *, table_lr: float, weight_decay: float = 0.0
 
 def check_plain_sgd(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raises ValueError unless every table is trained by plain SGD: what noise does to any other state is not owed."""
-    names = {one: name for name, one in model.named_parameters()}
-    tables = tables_of(model)
+    names = named_tables(model)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter in tables and not _is_plain(optimizer, group):
+            if parameter in names and not is_plain(optimizer, group):
                 raise ValueError(
                     f"table_noise 'lazy' needs plain SGD on {names[parameter]!r}, without momentum, nesterov or "
                     f"maximize, not {type(optimizer).__name__}: build the optimizer on "
                     "privads.training.tables.param_groups(model, table_lr=...), or plan with table_noise='adafest', "
                     "which takes Adagrad and Adam on the rows it selects"
                 )
-
-
-def _is_plain(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
-    if group.get("plain_sgd", False):
-        return not group.get("maximize", False)
-    return type(optimizer) is torch.optim.SGD and all(group[key] == value for key, value in _PLAIN.items())
 
 
 def tables_of(model: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
@@ -163,6 +147,12 @@ def tables_of(model: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
         if type(module) in TABLES and module.weight.requires_grad:
             found.setdefault(module.weight, []).append(module)  # type: ignore[arg-type]
     return found
+
+
+def named_tables(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Returns the trained tables with their names, in the order of `tables_of`."""
+    names = {one: name for name, one in model.named_parameters()}
+    return {one: names[one] for one in tables_of(model)}
 
 
 @contextmanager
@@ -180,41 +170,6 @@ def watched(model: nn.Module) -> Iterator[list[tuple[nn.Module, tuple[Any, ...]]
     finally:
         for hook in hooks:
             hook.remove()
-
-
-class _Debt:
-    """What rows owe: one settled after step a owes the factor ``kept[a]`` and noise of variance ``variance[a]``.
-
-    Step by step ``kept[a] *= k`` and ``variance[a] = k^2 variance[a] + noise_std^2`` for all earlier a: as many
-    operations as there were steps, which is nothing beside a batch, and no difference of large prefix sums.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = 0
-        self.variance, self.kept = np.zeros(steps + 1), np.ones(steps + 1)
-        self.decays = self.noised = False
-
-    def add(self, *, kept: float, noise_std: float) -> None:
-        """Take one step: a factor, and noise of this standard deviation."""
-        self.steps += 1
-        if kept != 1.0:
-            self.decays = True
-            self.variance[: self.steps] *= kept**2
-            self.kept[: self.steps] *= kept
-        if noise_std:
-            self.noised = True
-            self.variance[: self.steps] += noise_std**2
-
-
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """A table, the number of the optimizer's group it is in, what its rows owe, and (rows,) int32 the step each was
-    settled after."""
-
-    weight: nn.Parameter
-    group: int
-    debt: _Debt
-    settled: Tensor
 
 
 class LazyTables:
@@ -241,17 +196,16 @@ class LazyTables:
         check_plain_sgd(model, optimizer)
         self._runs_of = runs_of
         self._model, self._optimizer, self._plan, self._randomness = model, optimizer, plan, randomness
-        self._tables: dict[Tensor, _Table] = {}
+        self._tables: dict[Tensor, OwingTable] = {}
         self._hooks: list[RemovableHandle] = []
         modules = tables_of(model)
-        self._debts: list[tuple[int, _Debt]] = []
+        self._debts: list[tuple[int, Debt]] = []
         for number, group in enumerate(optimizer.param_groups):
             weights = [one for one in group["params"] if one in modules]
             if weights:
-                self._debts.append((number, _Debt(plan.steps)))
+                self._debts.append((number, Debt(plan.steps)))
             for weight in weights:
-                settled = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
-                self._tables[weight] = _Table(weight, *self._debts[-1], settled)
+                self._tables[weight] = OwingTable.of(weight, self._debts[-1][1])
                 self._attach(self._tables[weight], modules[weight])
 
     def __contains__(self, parameter: object) -> bool:
@@ -277,29 +231,30 @@ class LazyTables:
     def step(self, sums: Mapping[Tensor, Tensor | SparseSum], *, noise_std: float) -> None:
         """Take one step of SGD with these clipped sums, and owe its noise, of this std on the sums, to every row."""
         check_plain_sgd(self._model, self._optimizer)  # a scheduler may have changed the momentum
-        steps = {number: _step_of(self._optimizer.param_groups[number]) for number, _ in self._debts}
-        for number, debt in self._debts:  # owed before anything is written: an interrupted step must not show its sums
-            lr, kept = steps[number]
+        steps = {debt: step_of(self._optimizer.param_groups[number]) for number, debt in self._debts}
+        # Owed before anything is written: an interrupted step must not show its sums.
+        for debt, (lr, kept) in steps.items():
             debt.add(kept=kept, noise_std=lr * noise_std / self._plan.batch)
         with torch.no_grad():
             for weight, table in self._tables.items():
                 if weight in sums:
-                    lr, kept = steps[table.group]
-                    # The rows owe this step's decay as all others do: what is added now is divided by it.
-                    _add(weight, sums[weight], factor=-lr / (self._plan.batch * kept))
+                    lr, kept = steps[table.debt]
+                    add_step(weight, sums[weight], lr=lr, kept=kept, divisor=self._plan.batch)
 
     def step_of(self, table: Tensor) -> tuple[float, float]:
         """Returns (learning rate, factor that weight decay leaves of a weight) of a table's next step."""
-        return _step_of(self._optimizer.param_groups[self._tables[table].group])
+        debt = self._tables[table].debt
+        (number,) = (number for number, one in self._debts if one is debt)
+        return step_of(self._optimizer.param_groups[number])
 
     def settle(self, table: Tensor, rows: Tensor) -> None:
         """Pay what these ``rows`` (n,) of a table owe, each named once."""
-        self._settle(self._tables[table], rows)
+        self._tables[table].settle(rows, self._randomness)
 
     def flush(self) -> None:
         """Settle every row of every table."""
         for table in self._tables.values():
-            self._flush(table)
+            table.flush(self._randomness)
 
     def detach(self) -> None:
         """Flush, and take the hooks off the model."""
@@ -307,53 +262,21 @@ class LazyTables:
         for hook in self._hooks:
             hook.remove()
 
-    def _attach(self, table: _Table, modules: Sequence[nn.Module]) -> None:
+    def _attach(self, table: OwingTable, modules: Sequence[nn.Module]) -> None:
         for module in modules:
             before = partial(self._before_read, table)
             self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
             self._hooks.append(module.register_state_dict_pre_hook(partial(self._before_saving, table)))  # type: ignore[no-untyped-call]
 
-    def _before_read(self, table: _Table, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _before_read(
+        self, table: OwingTable, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
         ids = positional(module, args, kwargs)[0]
         if table.debt.steps:
-            self._settle(table, self._runs_of(ids.detach().flatten()).keys)
+            table.settle(self._runs_of(ids.detach().flatten()).keys, self._randomness)
 
-    def _before_saving(self, table: _Table, *_: object) -> None:
-        self._flush(table)
-
-    def _flush(self, table: _Table) -> None:
-        total = len(table.weight)
-        for start in range(0, total, _FLUSHED_ROWS):
-            end = min(start + _FLUSHED_ROWS, total)
-            self._settle(table, torch.arange(start, end, device=table.weight.device))
-
-    def _settle(self, table: _Table, rows: Tensor) -> None:
-        """Pay what ``rows`` (n,), each named once, owe."""
-        debt = table.debt
-        if not (debt.noised or debt.decays):
-            return
-        since = table.settled.index_select(0, rows)
-        owing = since < debt.steps
-        if not bool(owing.all()):
-            rows, since = rows[owing], since[owing]
-        if not len(rows):
-            return
-        # Autograd must not see the write: what an earlier read of these rows kept was settled then and stays the same.
-        weight, noise = table.weight.data, self._noise_owed(table, rows, since)
-        if debt.decays:
-            kept = torch.from_numpy(debt.kept[: debt.steps]).to(weight).index_select(0, since)
-            weight.index_copy_(0, rows, weight[rows].mul_(kept[:, None]).add_(noise))
-        else:
-            weight.index_add_(0, rows, noise)
-        table.settled.index_fill_(0, rows, debt.steps)
-
-    def _noise_owed(self, table: _Table, rows: Tensor, since: Tensor) -> Tensor:
-        """Returns (n, dim) the noise of all steps after ``since`` (n,), as the rows see it now."""
-        like = table.weight.new_empty(len(rows), table.weight.shape[1])
-        if not table.debt.noised:
-            return like.zero_()
-        noise_std = torch.from_numpy(np.sqrt(table.debt.variance[: table.debt.steps])).to(like)
-        return self._randomness.normal_like(like, noise_std=noise_std.index_select(0, since)[:, None])
+    def _before_saving(self, table: OwingTable, *_: object) -> None:
+        table.flush(self._randomness)
 
     def _refuse_copies(self) -> NoReturn:
         raise RuntimeError(
@@ -361,20 +284,17 @@ class LazyTables:
         )
 
 
-def _add(weight: Tensor, found: Tensor | SparseSum, *, factor: float) -> None:
+def add_step(weight: Tensor, found: Tensor | SparseSum, *, lr: float, kept: float, divisor: float) -> None:
+    """Add to a table what a step with this clipped sum writes at once, ``-lr found / divisor``.
+
+    The rows owe this step's decay ``kept`` as all others do, so what is added now is divided by it.
+    """
+    factor = -lr / (divisor * kept)
     if isinstance(found, SparseSum):
-        weight.index_add_(0, found.ids, found.values * factor)  # its own alpha would take three times as long
+        added = (found.values * factor).to(weight.dtype)  # its own alpha would take three times as long
+        weight.index_add_(0, found.ids, added)
     else:
         weight.add_(found, alpha=factor)
-
-
-def _step_of(group: Mapping[str, Any]) -> tuple[float, float]:
-    """Returns (learning rate, factor that weight decay leaves of a weight) of the group's next step."""
-    lr = float(group["lr"])
-    kept = 1.0 - lr * float(group.get("weight_decay", 0.0))
-    if not (kept > 0 and math.isfinite(kept)):
-        raise ValueError(f"lr * weight_decay of a table must be below 1, got {1 - kept:.4g}: lower one of them")
-    return lr, kept
 
 
 def positional(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:

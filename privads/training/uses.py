@@ -61,7 +61,7 @@ def touched_by_all(
             calls.clear()
             pairs = np.sort(np.concatenate(keys))  # of an owner and a row of any table
             pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # each once: np.unique takes sixty times as long
-            counts.index_add_(0, torch.from_numpy(pairs % total), torch.from_numpy(_shares(pairs // total)))
+            counts.index_add_(0, torch.from_numpy(pairs % total), torch.from_numpy(shares(pairs // total)))
     return {weight: _nonzero(counts[start : start + len(weight)], weight) for weight, start in starts.items()}
 
 
@@ -81,7 +81,7 @@ def _in_parts(total: int, size: int) -> Iterator[NDArray[np.int64]]:
         yield np.arange(start, min(start + size, total))
 
 
-def _shares(owners: NDArray[np.int64]) -> NDArray[np.float64]:
+def shares(owners: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns (n,) what each row that is read adds to a count: 1 / sqrt(how many its owner reads)."""
     return (1 - _ROUNDING) / np.sqrt(np.bincount(owners))[owners]
 

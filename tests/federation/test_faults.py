@@ -14,8 +14,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from federation import clipping, cohort, population, rounds
-from federation.rounds import federate
+from federation import clipping, cohort, population, rounds, server
+from federation.server import federate
 from federation.task import Task
 from privads.batch import Batch
 from privads.logs.logs import Logs
@@ -169,7 +169,7 @@ def noise_of_the_next_clip_norm(patch: pytest.MonkeyPatch) -> None:
         )
         return own(dataclasses.replace(state, clip_norm=now), sums, found, optimizer, randomness)
 
-    patch.setattr(rounds, "after_round", late)
+    patch.setattr(server, "after_round", late)
 
 
 def the_bit_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
@@ -222,7 +222,7 @@ def noise_after_the_step(patch: pytest.MonkeyPatch) -> None:
         std = found.noise_multiplier * found.clip_norm / found.cohort
         return dataclasses.replace(after, weights={n: w + std * torch.randn(w.shape) for n, w in after.weights.items()})
 
-    patch.setattr(rounds, "after_round", later)
+    patch.setattr(server, "after_round", later)
 
 
 def weights_by_rows(patch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.privacy_accountant import NeighboringRelation
 
 from accounting import mechanisms
 from accounting.budget import Budget
@@ -57,6 +59,32 @@ def test_following_a_quantile_costs_what_the_paper_says() -> None:
     assert found.spent.upper > thousand_rounds(noise_multiplier=z_delta).spent.upper
 
 
+def test_lazy_noise_costs_what_dense_noise_costs() -> None:
+    dense, lazy = (thousand_rounds(table_noise=noise, silos=2) for noise in ("dense", "lazy"))
+    assert mechanisms.to_json(lazy.event) == mechanisms.to_json(dense.event)
+    assert lazy.spent == dense.spent
+
+
+def test_selected_rows_cost_what_dp_accounting_says_of_sums_and_counts_together() -> None:
+    """Two sums of one sample, z = 1 and s = 3: one Gaussian of (1 + 1/9)^(-1/2), also of a user of two silos."""
+    found = thousand_rounds(table_noise="adafest", selection_noise_multiplier=3.0, rounds=100)
+    noise = (1 + 1 / 9) ** -0.5
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=2e-3)
+    accountant.compose(dp_event.PoissonSampledDpEvent(0.01, dp_event.GaussianDpEvent(noise)), 100)
+    assert found.spent.upper == pytest.approx(accountant.get_epsilon(1e-6), rel=0.004)
+    assert found.spent.upper > thousand_rounds(rounds=100).spent.upper
+    two, together = (dataclasses.replace(one, silos=2) for one in (found, thousand_rounds(noise_multiplier=noise)))
+    assert two.spent.upper == pytest.approx(dataclasses.replace(together, rounds=100).spent.upper, rel=0.004)
+
+
+def test_adafest_for_a_budget_pays_for_the_counts() -> None:
+    found = calibrated(epsilon=3.0, table_noise="adafest", clip_quantile=0.5, selection_threshold=4.0)
+    assert found.selection_noise_multiplier == pytest.approx(3 * found.noise_multiplier)
+    assert found.selection_threshold == 4.0
+    assert 0.995 * 3.0 <= found.spent.upper <= 3.0
+    assert found.noise_multiplier > 1.03 * calibrated(epsilon=3.0).noise_multiplier
+
+
 def test_for_budget_uses_the_budget_up_and_keeps_it() -> None:
     for settings in ({"silos": 3}, {"clip_quantile": 0.5}, {"over_selection": 0.5}):
         found = calibrated(epsilon=3.0, **settings)
@@ -103,6 +131,11 @@ def test_local_participations_leave_hardly_anyone_out_by_default() -> None:
         ({"cohort": 390, "over_selection": 0.1}, "must be at most the population of 400, got 429"),
         ({"over_selection": -0.1}, "over_selection must be at least 0"),
         ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
+        ({"table_noise": "fest"}, "table_noise must be 'dense', 'lazy' or 'adafest', got 'fest'"),
+        ({"mechanism": "local", "neighbors": "replace", "table_noise": "lazy"}, "must be 'dense' with it, got 'lazy'"),
+        ({"selection_noise_multiplier": 3.0}, "must be given for table_noise 'adafest', and only there"),
+        ({"selection_threshold": 3.0}, "selection_threshold needs table_noise 'adafest'"),
+        ({"table_noise": "adafest", "selection_threshold": math.nan}, "selection_threshold must be finite"),
         ({"silos": True}, "silos must be a whole number of at least 1, got True"),
         ({"population": 200_000}, "delta must be below 1 / population"),
     ],

@@ -8,6 +8,7 @@ import pytest
 
 from federation.population import Silo, silos_of
 from privads.logs.logs import Logs
+from privads.noise import Randomness
 from tests.federation.helpers import USERS, logs, plan, private_logs
 from tests.privads.training.helpers import schema
 
@@ -21,7 +22,7 @@ def test_cohorts_are_binomial_and_users_equally_likely(log: Logs) -> None:
     """3,000 rounds of 400 users at rate 0.13: cohort sizes and each user's count within 6 standard deviations (each
     has failure probability 2e-9); a user at half the rate is 15 off."""
     found, rounds = plan(over_selection=0.3), 3000
-    silo = Silo(log, found, rows_per_user=2, generator=np.random.default_rng(0))
+    silo = Silo(log, found, rows_per_user=2, randomness=Randomness(insecure_seed=0))
     sizes = np.array([silo.draw().units for _ in range(rounds)])
     expected, variance = USERS * 0.13, USERS * 0.13 * 0.87
     assert abs(sizes.mean() - expected) < 6 * math.sqrt(variance / rounds)
@@ -30,7 +31,7 @@ def test_cohorts_are_binomial_and_users_equally_likely(log: Logs) -> None:
 
 
 def test_a_user_brings_at_most_so_many_rows_all_their_own(log: Logs) -> None:
-    silo = Silo(log, plan(), rows_per_user=2, generator=np.random.default_rng(0))
+    silo = Silo(log, plan(), rows_per_user=2, randomness=Randomness(insecure_seed=0))
     draw = silo.draw()
     assert np.bincount(draw.owners).max() == 2
     owners = log.units[draw.row_numbers]
@@ -42,7 +43,7 @@ def test_a_user_brings_at_most_so_many_rows_all_their_own(log: Logs) -> None:
 
 def test_under_a_local_plan_nobody_sends_more_often_than_is_charged_for(log: Logs) -> None:
     found = plan(neighbors="replace", mechanism="local", rounds=100, participations=3)
-    silo = Silo(log, found, rows_per_user=2, generator=np.random.default_rng(0))
+    silo = Silo(log, found, rows_per_user=2, randomness=Randomness(insecure_seed=0))
     times = np.zeros(USERS, dtype=np.int64)
     sizes = []
     for _ in range(200):

@@ -19,7 +19,9 @@ from accounting import mechanisms
 from accounting.budget import BudgetExceeded
 from federation.cohort import LocalTraining
 from federation.plan import FederatedPlan
-from federation.rounds import ServerOptimizer, after_round, averaging, federate, first_state, noised_mean
+from federation.population import Silo
+from federation.rounds import ServerOptimizer, after_round, averaging, first_state, noised_mean
+from federation.server import federate
 from federation.sums import UserSums
 from federation.task import Task
 from privads.batch import Batch
@@ -140,14 +142,22 @@ def test_noise_is_that_of_the_clip_norm_that_was_used_not_of_the_next() -> None:
     assert has_std(after.weights["w"] * found.cohort, found.noise_multiplier * 2.0)
 
 
-def test_under_local_noise_every_user_who_sends_adds_noise_of_their_own() -> None:
-    found = plan(neighbors="replace", mechanism="local")
-    weights = {"w": torch.zeros(20_000)}
-    for users in (1, 36):
-        mean = noised_mean(of_zero({"w": 20_000}, users), found, weights, clip_norm=0.5, randomness=Randomness())
-        assert has_std(mean["w"] * found.cohort, found.noise_multiplier * 0.5 * users**0.5)
-    nobody = noised_mean(of_zero({"w": 20_000}, 0), found, weights, clip_norm=0.5, randomness=Randomness())
-    assert not nobody["w"].any()
+def test_under_local_noise_every_user_who_sends_adds_noise_of_their_own(log: Logs) -> None:
+    found = plan(neighbors="replace", mechanism="local", cohort=USERS, rounds=2)
+    still = nn.Linear(1, 20_000, bias=False)
+    task = Task(model=still, local_learning_rate=1.0, loss=lambda outputs, batch: torch.zeros(batch.rows))
+    silo = Silo(log, found, rows_per_user=2, randomness=Randomness())
+    weights = {"weight": still.weight.detach()}
+
+    class Zero(LocalTraining):
+        def cohort_sums(self, rows: Any, draw: Any, weights: Any, *, clip_norm: float) -> UserSums:
+            return of_zero({"weight": still.weight.shape}, draw.units)
+
+    sums = silo.sums(Zero(task, log.schema), weights, clip_norm=0.5)
+    assert sums.users == USERS
+    assert has_std(sums.of("weight"), found.noise_multiplier * 0.5 * USERS**0.5)
+    mean = noised_mean(sums, found, weights, clip_norm=0.5, randomness=Randomness())
+    assert torch.equal(mean["weight"], (sums.of("weight") / found.cohort).float())  # and the server adds none
 
 
 # What the server's optimizer sees

@@ -13,8 +13,8 @@ from accounting.budget import Budget
 from accounting.ledger import Ledger
 from accounting.report.record import Report
 from accounting.report.render import html, markdown
-from federation.rounds import federate
 from federation.run import FederatedRun
+from federation.server import federate
 from federation.task import Task
 from privads.batch import Batch
 from privads.logs.logs import Logs
@@ -50,6 +50,11 @@ def test_a_charged_run_is_private_and_says_what_it_cost(tmp_path: Path) -> None:
     assert any("the server sees" in one and "trusted" in one for one in report.not_covered)
     assert "the budget was charged before the first row was read" in report.with_status("enforced")
     assert Report.from_json(report.to_json()) == report
+    assert report.setting is not None
+    assert (report.setting.model, report.setting.releases) == ("federated", "many")
+    assert "Training: " in report.covered[0]
+    assert "PoissonSampler" in report.mechanism.bounded_by
+    assert len(report.guarantee.over_steps) > 1
     assert "models of all rounds" in markdown(report)
     assert "models of all rounds" in html(report)
 

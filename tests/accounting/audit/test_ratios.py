@@ -93,6 +93,13 @@ def test_the_bound_is_that_of_the_counts_by_hand() -> None:
     assert (found.guesses, found.canaries) == ({50: 60, 30: 40}[found.correct], 100)
 
 
+def test_an_output_on_an_edge_is_in_the_bin_that_ends_there() -> None:
+    chances = np.array([0.9, 0.1])
+    law = Laws(edges=np.array([0.0]), first=chances, second=chances[::-1], sharper=lambda factor: law)
+    found = likelihood_ratio(np.zeros(100), np.ones(100), law, claimed_epsilon=1.0, delta=0.0)
+    assert (found.correct, found.guesses) == (100, 100)
+
+
 @EACH
 def test_a_mechanism_that_keeps_its_law_passes(law: Laws, claim: float, delta: float, draw: Draw) -> None:
     """At most `most_of` 200 violations at 5 %; a pure mechanism's audit is exact enough to be wrong now and then."""

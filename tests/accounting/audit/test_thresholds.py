@@ -57,7 +57,7 @@ def test_ideal_runs_prove_what_power_says(epsilon: float, size: int, measured: f
 
 
 def test_without_a_leak_a_bound_above_0_is_as_rare_as_stated() -> None:
-    """At most `most_of` 2,000 at 5 %, which a right bound exceeds with less than 10^-6."""
+    """At most `most_of` 2,000 at 5 %. Both limits of an event are seldom wrong at once, so that it stays far below."""
     rng = np.random.default_rng(2)
     above = [many_runs(*drawn(rng, None, 64), claimed_epsilon=1.0, delta=DELTA).lower > 0 for _ in range(2000)]
     assert sum(above) <= most_of(2000, 0.05)

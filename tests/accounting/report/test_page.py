@@ -25,6 +25,7 @@ def test_the_page_is_drawn_without_complaint_and_loads_nothing(drawn: Drawn) -> 
     assert drawn.loaded == []
     assert drawn.overflow == 0
     assert drawn.text.startswith("Privacy report")
+    assert all(len(page_source(made).encode()) < 200_000 for made in VARIANTS.values())
 
 
 def test_its_figures_are_those_of_the_json(drawn: Drawn) -> None:

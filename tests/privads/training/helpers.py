@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from accounting.budget import Budget
+from accounting.budget import Budget, Neighbors
 from accounting.ledger import Ledger
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
@@ -65,6 +65,13 @@ def small_plan(*, epsilon: float = 5.0, unit: str = "user", steps: int = 10, **s
     )
 
 
-def new_ledger(folder: Path, *, epsilon: float = 20.0, dataset: str = "small", unit: str = "user") -> Ledger:
-    limit = Budget(epsilon=epsilon, delta=9e-5, unit=unit)
+def new_ledger(
+    folder: Path,
+    *,
+    epsilon: float = 20.0,
+    dataset: str = "small",
+    unit: str = "user",
+    neighbors: Neighbors = "add-remove",
+) -> Ledger:
+    limit = Budget(epsilon=epsilon, delta=9e-5, unit=unit, neighbors=neighbors)
     return Ledger.init(f"sqlite:///{folder / 'budget.db'}", dataset=dataset, budget=limit)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from accounting.report.facts import facts
 from accounting.report.record import Report
 from accounting.report.render import markdown
 from privads.batch import Batch, padding
@@ -23,6 +24,7 @@ from privads.training.engine import PrivateEngine
 from privads.training.fit import fit
 from privads.training.plan import TrainPlan
 from privads.training.run import Run
+from tests.privads.test_stated import EVERYTHING
 from tests.privads.training.helpers import logs, new_ledger, schema, small_plan
 
 
@@ -69,6 +71,42 @@ def test_the_report_of_a_private_run_says_what_was_done(tmp_path: Path) -> None:
     assert report.budget.left_epsilon == pytest.approx(20 - plan.spent.upper, abs=1e-8)
     assert any("held-out rows without noise" in line for line in report.not_covered)
     assert report.from_json(report.to_json()) == report
+
+
+def test_a_run_states_all_that_can_be_known_and_people_the_rest(tmp_path: Path) -> None:
+    train, test = logs(tmp_path, public=False).split(test_fraction=0.3)
+    trained = fit(
+        Logistic(train.schema),
+        train,
+        small_plan(),
+        test=test,
+        ledger=new_ledger(tmp_path),
+        config={"report": EVERYTHING},
+    )
+    assert unstated(trained.report()) == set()
+    alone = dataclasses.replace(trained, config={}).report()
+    assert unstated(alone) == {
+        *("author", "name", "description", "published by", "intended use", "kind", "region", "sector", "published"),
+        *("access to rows and run files", "logs are kept", "chosen by", "because"),
+    }
+    setting = trained.report().setting
+    assert setting is not None
+    assert (setting.model, setting.releases, setting.interactive) == ("central", "one", False)
+    assert trained.report().covered == ("Training: 10 steps on the training rows, by the figure of this report.",)
+    assert trained.report().mechanism.bounded_by.startswith("PoissonSampler")
+
+
+def unstated(report: Report) -> set[str]:
+    """Returns the names of the facts that the report does not state; the commit is known in a checkout alone."""
+    rows = [row for block in facts(report).values() for row in block]
+    return {name for name, words in rows if words == "not stated" and name != "commit"}
+
+
+def test_what_a_report_could_not_hold_is_refused_before_the_charge(tmp_path: Path) -> None:
+    log, ledger = logs(tmp_path, public=False), new_ledger(tmp_path)
+    with pytest.raises(ValueError, match="autor"):
+        fit(Logistic(log.schema), log, small_plan(), ledger=ledger, config={"report": {"autor": "Ada"}})
+    assert ledger.history(log.schema.dataset) == []
 
 
 @pytest.mark.parametrize("stated", [None, 0.5])

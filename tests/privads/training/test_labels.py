@@ -21,9 +21,10 @@ from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import Logistic, SharedBottom
 from privads.training.checkpoint import load, load_features
+from privads.training.finished import predict
 from privads.training.fit import fit
 from privads.training.plan import TrainPlan
-from privads.training.run import Run, predict
+from privads.training.run import Run
 from privads.training.scores import write_scores
 from privads.training.start import check_start, start_of
 from tests.privads.training.helpers import new_ledger, small_plan

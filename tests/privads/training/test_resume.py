@@ -15,6 +15,7 @@ from accounting.accountant import epsilon
 from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Ledger, LedgerError
 from accounting.mechanisms import from_json
+from accounting.report.anchor import find_entries
 from privads.logs.logs import Logs
 from privads.models import DCN, Logistic, losses
 from privads.noise import Randomness
@@ -229,6 +230,7 @@ def test_a_first_resume_costs_nothing_and_a_second_one_the_steps_that_remain(tmp
     assert "steps 5 to 6 of entry" in again.purpose
     said = second.report().assumptions[-1].text
     assert said == f"resumed after step 4: the steps after it were charged again, as entry {again.id}"
+    assert find_entries(second.report(), ledger.read()) == (again, ledger.history("small")[0])
 
 
 def test_steps_of_which_something_was_shown_are_charged_again(tmp_path: Path, checkpoint: Path) -> None:

@@ -32,7 +32,7 @@ from privads.training.selection import (
     select_touched,
     selected_rows,
 )
-from privads.training.tables import SparseSum, param_groups
+from privads.training.tables import SparseSum, named_tables, param_groups
 from privads.training.uses import touched_by_all
 from tests.privads.training.helpers import logs
 from tests.privads.training.test_tables import LargestNew
@@ -258,7 +258,7 @@ def noise_is_right(fault: Callable[[pytest.MonkeyPatch], None] = lambda _: None,
     model = nn.Embedding(NOISED, 1)
     nn.init.zeros_(model.weight)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    tables = SelectedTables(model, sgd, Randomness(), batch=batch, select=lambda *_: torch.arange(NOISED))
+    tables = SelectedTables(named_tables(model), sgd, Randomness(), batch=batch, select=lambda *_: torch.arange(NOISED))
     read = torch.arange(0, NOISED, 2)
     sums = SparseSum(read, torch.full((len(read), 1), 50.0), NOISED)
     with pytest.MonkeyPatch.context() as patch:
@@ -303,7 +303,7 @@ def test_an_empty_batch_selects_and_noises_all_the_same() -> None:
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
     randomness = Randomness()
     select = select_anew(randomness, threshold=0.0, noise_std=1.0)
-    with SelectedTables(model, sgd, randomness, batch=1, select=select).stepping({}, {}, noise_std=1.0):
+    with SelectedTables(named_tables(model), sgd, randomness, batch=1, select=select).stepping({}, {}, noise_std=1.0):
         sgd.step()
     moved = (model.weight != before).all(1)
     assert 20 < int(moved.sum()) < 180  # about 100; beyond with probability below 1e-30
@@ -356,7 +356,9 @@ def trained_here(make: Make) -> tuple[Net, torch.optim.Optimizer, list[dict[str,
     optimizer = make(list(net.parameters()))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 / (1 + done))
     steps = iter(SELECTED)
-    tables = SelectedTables(net, optimizer, Randomness(), batch=4, select=lambda *_: torch.tensor(next(steps)).long())
+    tables = SelectedTables(
+        named_tables(net), optimizer, Randomness(), batch=4, select=lambda *_: torch.tensor(next(steps)).long()
+    )
     for step in range(len(SELECTED)):
         for one in net.head.parameters():
             one.grad = torch.full_like(one, 0.1 * step)
@@ -459,7 +461,7 @@ def test_what_the_optimizer_saves_is_as_of_training_whole_tables(make: Make) -> 
         assert {name: getattr(one, "shape", None) for name, one in found["state"][number].items()} == shapes
     fresh = make(list(net.parameters()))
     fresh.load_state_dict(found)
-    SelectedTables(net, fresh, Randomness(), batch=1, select=select_touched)
+    SelectedTables(named_tables(net), fresh, Randomness(), batch=1, select=select_touched)
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -468,7 +470,7 @@ def test_a_step_that_raises_leaves_tables_and_optimizer_as_they_were(make: Make)
     table = net.table.weight
     kept, saved = table.detach().clone(), copy.deepcopy(optimizer.state[table])
     lists = [group["params"] for group in optimizer.param_groups]
-    tables = SelectedTables(net, optimizer, Randomness(), batch=1, select=lambda *_: torch.tensor([1, 2]))
+    tables = SelectedTables(named_tables(net), optimizer, Randomness(), batch=1, select=lambda *_: torch.tensor([1, 2]))
 
     def failing() -> None:
         with tables.stepping({}, {}, noise_std=1.0):
@@ -488,15 +490,19 @@ def test_a_step_that_raises_leaves_tables_and_optimizer_as_they_were(make: Make)
 def test_a_table_is_never_given_a_gradient() -> None:
     net, optimizer, _ = trained_here(OPTIMIZERS["adam"])
     assert net.table.weight.grad is None
-    assert net.table.weight in SelectedTables(net, optimizer, Randomness(), batch=1, select=select_touched)
-    assert net.head.weight not in SelectedTables(net, optimizer, Randomness(), batch=1, select=select_touched)
+    assert net.table.weight in SelectedTables(
+        named_tables(net), optimizer, Randomness(), batch=1, select=select_touched
+    )
+    assert net.head.weight not in SelectedTables(
+        named_tables(net), optimizer, Randomness(), batch=1, select=select_touched
+    )
 
 
 def test_a_sum_that_is_dense_is_restricted_too() -> None:
     model = nn.Embedding(4, 1)
     nn.init.zeros_(model.weight)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    tables = SelectedTables(model, sgd, Randomness(), batch=2, select=lambda *_: torch.tensor([1, 3]))
+    tables = SelectedTables(named_tables(model), sgd, Randomness(), batch=2, select=lambda *_: torch.tensor([1, 3]))
     with tables.stepping({model.weight: torch.tensor([[1.0], [2.0], [3.0], [4.0]])}, {}, noise_std=0.0):
         sgd.step()
     assert model.weight.flatten().tolist() == [0.0, -1.0, 0.0, -2.0]
@@ -510,7 +516,7 @@ def test_after_the_first_step_nothing_of_the_tables_size_is_made(name: str) -> N
     randomness = Randomness()
     threshold = default_threshold(rows=rows, batch=100, noise_std=1.0)
     select = select_anew(randomness, threshold=threshold, noise_std=1.0)
-    tables = SelectedTables(model, optimizer, randomness, batch=100, select=select)
+    tables = SelectedTables(named_tables(model), optimizer, randomness, batch=100, select=select)
     counts = counts_of({5: 9.0, 7: 1.0}, rows)
     sums = SparseSum(counts.ids, torch.ones(2, 2), rows)
 
@@ -536,28 +542,28 @@ class Mine(torch.optim.Adam):
 def test_an_optimizer_whose_rows_are_not_their_own_is_refused_by_name(kind: type[torch.optim.Optimizer]) -> None:
     model = nn.Embedding(4, 2)
     with pytest.raises(ValueError, match=f"'weight' with one of SGD, Adagrad, Adam.* not {kind.__name__}"):
-        check_selectable(model, kind(model.parameters()))  # type: ignore[call-arg]
+        check_selectable(named_tables(model), kind(model.parameters()))  # type: ignore[call-arg]
 
 
 def test_an_optimizer_of_the_network_alone_is_free() -> None:
     net = Net()
-    check_selectable(net, torch.optim.Rprop(net.head.parameters()))
+    check_selectable(named_tables(net), torch.optim.Rprop(net.head.parameters()))
 
 
 def test_dampening_and_groups_of_lazy_tables_are_refused() -> None:
     net = Net()
     with pytest.raises(ValueError, match=r"need dampening 0 on 'table\.weight', got 0\.5"):
-        check_selectable(net, torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9, dampening=0.5))
+        check_selectable(named_tables(net), torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9, dampening=0.5))
     groups = param_groups(net, table_lr=1.0)
     with pytest.raises(ValueError, match=r"'table\.weight' was made for table_noise 'lazy'.*Adam steps tables"):
-        check_selectable(net, torch.optim.Adam(groups))
-    check_selectable(net, torch.optim.SGD(param_groups(net, table_lr=1.0), lr=1.0))
+        check_selectable(named_tables(net), torch.optim.Adam(groups))
+    check_selectable(named_tables(net), torch.optim.SGD(param_groups(net, table_lr=1.0), lr=1.0))
 
 
 def test_a_group_changed_on_the_way_is_refused_before_the_step() -> None:
     net = Net()
     sgd = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
-    tables = SelectedTables(net, sgd, Randomness(), batch=1, select=select_touched)
+    tables = SelectedTables(named_tables(net), sgd, Randomness(), batch=1, select=select_touched)
     sgd.param_groups[0]["dampening"] = 0.5
     with pytest.raises(ValueError, match="dampening"), tables.stepping({}, {}, noise_std=1.0):
         pass
@@ -654,7 +660,7 @@ def test_one_unit_changes_the_counts_of_all_tables_together_by_a_norm_of_one(log
 
 
 def count_each_row_in_full(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(uses, "_shares", lambda owners: np.ones(len(owners)))
+    patch.setattr(uses, "shares", lambda owners: np.ones(len(owners)))
 
 
 def count_rows_instead_of_units(patch: pytest.MonkeyPatch) -> None:
@@ -668,7 +674,7 @@ def count_rows_instead_of_units(patch: pytest.MonkeyPatch) -> None:
 
 
 def count_each_table_by_itself(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(uses, "_shares", lambda owners: 3**0.5 / np.sqrt(np.bincount(owners))[owners])
+    patch.setattr(uses, "shares", lambda owners: 3**0.5 / np.sqrt(np.bincount(owners))[owners])
 
 
 @pytest.mark.parametrize(
@@ -685,7 +691,7 @@ def test_a_unit_that_adds_more_than_its_norm_is_seen(
 
 def test_the_norm_of_what_a_unit_reads_is_at_most_one_in_floating_point() -> None:
     for read in [*range(1, 500), 10_007, 2**17 + 1]:
-        shares = uses._shares(np.zeros(read, dtype=np.int64))
+        shares = uses.shares(np.zeros(read, dtype=np.int64))
         assert 1 - 1e-12 < read * Fraction(float(shares[0])) ** 2 <= 1
 
 

@@ -27,6 +27,7 @@ from privads.training import tables
 from privads.training.defaults import default_optimizer
 from privads.training.engine import PrivateEngine
 from privads.training.fit import fit
+from privads.training.owed import Debt, OwingTable, step_of
 from privads.training.plan import TrainPlan
 from privads.training.sampling import Draw
 from privads.training.tables import LazyTables, Runs, RunsOfBatch, SparseSum, param_groups, sums_of_runs
@@ -151,7 +152,7 @@ def trained(log: Logs, plan: TrainPlan, plant: Callable[[LazyTables], None] = la
     def dense(reference: Tensor, *, noise_std: float) -> Tensor:
         return noise_std * stream(engine.steps_done, reference.shape)
 
-    def owed(table: tables._Table, rows: Tensor, since: Tensor) -> Tensor:
+    def owed(table: OwingTable, rows: Tensor, since: Tensor, _: Randomness) -> Tensor:
         # the definition: theta_s = kept_s theta_{s-1} - lr_s noise_s, unrolled from each row's last settlement
         total = torch.zeros(len(rows), table.weight.shape[1])
         for step in range(table.debt.steps):
@@ -164,7 +165,8 @@ def trained(log: Logs, plan: TrainPlan, plant: Callable[[LazyTables], None] = la
     optimizer._drawn_together = 0  # each parameter's noise has a stream of its own
     engine.randomness.normal_like = dense  # type: ignore[assignment,method-assign]
     if engine._tables is not None:
-        engine._tables._noise_owed = owed  # type: ignore[method-assign]
+        for table in engine._tables._tables.values():
+            table.noise_owed = partial(owed, table)  # type: ignore[method-assign]
         plant(engine._tables)
     for batch in batches:
         engine.backward(losses.per_row(model(batch), batch))
@@ -198,19 +200,20 @@ def read_without_settling(lazy: LazyTables) -> None:
 
 
 def halve_the_noise(lazy: LazyTables) -> None:
-    owed = lazy._noise_owed
-    lazy._noise_owed = lambda *found: 0.5 * owed(*found)  # type: ignore[method-assign]
+    for table in lazy._tables.values():
+        owed = table.noise_owed
+        table.noise_owed = lambda *found, owed=owed: 0.5 * owed(*found)  # type: ignore[method-assign]
 
 
 def forget_who_was_settled(lazy: LazyTables) -> None:
-    settle = lazy._settle
+    for table in lazy._tables.values():
 
-    def again(table: tables._Table, rows: Tensor) -> None:
-        before = table.settled.clone()
-        settle(table, rows)
-        table.settled.copy_(before)
+        def again(rows: Tensor, randomness: Randomness, table: OwingTable = table) -> None:
+            before = table.settled.clone()
+            OwingTable.settle(table, rows, randomness)
+            table.settled.copy_(before)
 
-    lazy._settle = again  # type: ignore[method-assign]
+        table.settle = again  # type: ignore[method-assign]
 
 
 def forget_the_decay(lazy: LazyTables) -> None:
@@ -220,7 +223,6 @@ def forget_the_decay(lazy: LazyTables) -> None:
 
 
 def forget_the_steps_own_decay(lazy: LazyTables) -> None:
-    step_of = tables._step_of
     step = lazy.step
 
     def wrong(sums: dict[Tensor, Tensor | SparseSum], *, noise_std: float) -> None:
@@ -303,7 +305,7 @@ def pay_at_the_current_rate(lazy: LazyTables) -> None:
     for _, debt in lazy._debts:
         add = debt.add
 
-        def wrong(*, kept: float, noise_std: float, debt: tables._Debt = debt, add: Callable[..., None] = add) -> None:
+        def wrong(*, kept: float, noise_std: float, debt: Debt = debt, add: Callable[..., None] = add) -> None:
             add(kept=kept, noise_std=noise_std)
             debt.variance[: debt.steps] = noise_std**2 * np.arange(debt.steps, 0, -1)
 
@@ -325,7 +327,7 @@ def at_the_last_steps_std(lazy: LazyTables) -> None:
         debt.add = partial(_add_at_the_last, debt, debt.add)  # type: ignore[method-assign]
 
 
-def _add_at_the_last(debt: tables._Debt, add: Callable[..., None], *, kept: float, noise_std: float) -> None:
+def _add_at_the_last(debt: Debt, add: Callable[..., None], *, kept: float, noise_std: float) -> None:
     add(kept=kept, noise_std=noise_std)
     lr = RATES[debt.steps - 1]
     squares = np.array(RATES[: debt.steps]) ** 2 * (noise_std / lr) ** 2
@@ -437,14 +439,14 @@ def test_a_step_that_is_interrupted_owes_its_noise_before_it_writes_its_sums(
     log: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Found in review: Ctrl-C after the sums were written and before they were owed let state_dict() show them bare.
-    def interrupted(*arguments: object, factor: float) -> None:
-        add(*arguments, factor=factor)  # type: ignore[arg-type]
+    def interrupted(*arguments: object, **numbers: float) -> None:
+        add(*arguments, **numbers)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     engine, model, optimizer, batches = started(log)
-    before, batch, add = table_weights(model), next(batches), tables._add
+    before, batch, add = table_weights(model), next(batches), tables.add_step
     engine.backward(losses.per_row(model(batch), batch))
-    monkeypatch.setattr(tables, "_add", interrupted)
+    monkeypatch.setattr(tables, "add_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         optimizer.step()
     model.state_dict()
@@ -583,7 +585,12 @@ def test_a_decay_that_leaves_nothing_is_refused() -> None:
 def test_the_twin_without_privacy_is_the_ordinary_step(log: Logs) -> None:
     plan = TrainPlan.without_privacy(population=400, unit="user", batch=40, epochs=0.3, table_noise="lazy")
     reference = trained(log, dataclasses.replace(plan, table_noise="dense"))
-    for name, one in trained(log, plan, lambda lazy: vars(lazy).pop("_noise_owed")).items():
+
+    def own_noise(lazy: LazyTables) -> None:
+        for table in lazy._tables.values():
+            vars(table).pop("noise_owed")
+
+    for name, one in trained(log, plan, own_noise).items():
         assert torch.allclose(one, reference[name], rtol=1e-5, atol=1e-6), name
 
 

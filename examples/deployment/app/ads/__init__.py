@@ -1,0 +1,1 @@
+"""A federated conversion model as a Flower app."""

@@ -1,0 +1,193 @@
+"""A silo answers a request that fits its own plan, each round once, and reads no row for any other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from federation.messages import MessageError, Raw, Request, agreement
+from federation.node import Memory, Node, rows_of
+from federation.plan import FederatedPlan
+from federation.task import Task
+from privads.logs.logs import Logs
+from privads.logs.schema import Schema
+from privads.models import Logistic
+from tests.federation.helpers import USERS, logs, plan, private_logs, twin
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Logs:
+    return logs(tmp_path_factory.mktemp("log"))
+
+
+class Closed:
+    """Rows that must not be read."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+
+    def check(self) -> None:
+        """Nothing is missing."""
+
+    @property
+    def units(self) -> NoReturn:
+        raise AssertionError("a row was read")
+
+    take = reference = units
+
+
+def task(log: Any) -> Task:
+    torch.manual_seed(0)
+    return Task(model=Logistic(log.schema), local_learning_rate=0.5, rows_per_user=3)
+
+
+def request(log: Any, found: FederatedPlan, **change: Any) -> Request:
+    agreed = agreement(task(log), found, log.schema, insecure_seed=None, secure=False)
+    given: dict[str, Any] = {
+        "run": "one",
+        "session": "first",
+        "resumed": False,
+        "number": 1,
+        "clip_norm": found.clip_norm,
+    }
+    return Request(**{**agreed, **given, **change})
+
+
+def weights(log: Any) -> Mapping[str, Raw]:
+    return {name: Raw.of(one) for name, one in task(log).model.named_parameters()}
+
+
+def node(rows: Any, found: FederatedPlan, **settings: Any) -> Node:
+    return Node(task(rows), rows, found, number=0, **settings)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plan": "0"}, "the server's plan is not this node's"),
+        ({"task": "0"}, "the server's task is not this node's"),
+        ({"model": "0"}, "the server's model is not this node's"),
+        ({"schema": "0"}, "the server's schema is not this node's"),
+        ({"version": "0"}, "the server's version is not this node's"),
+        ({"randomness": "0"}, "the server's randomness is not this node's"),
+        ({"number": 0}, "the plan has no round 0"),
+        ({"number": 6}, "the plan has no round 6"),
+        ({"clip_norm": 5.0}, "clip norm of round 1 is not 5"),
+        ({"clip_norm": 0.4}, "clip norm of round 1 is not 0.4"),
+        ({"clip_norm": float("nan")}, "clip norm of round 1 is not nan"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused_and_no_row_read(
+    change: Any, message: str, fixed: bool, log: Logs
+) -> None:
+    closed, found = Closed(log.schema), plan(**({} if fixed else {"clip_quantile": 0.5}))
+    with pytest.raises(MessageError, match=message):
+        node(closed, found).answer(request(log, found, **change), weights(log), None, lasting=False)
+
+
+def test_the_weights_are_looked_at_before_the_rows(log: Logs) -> None:
+    with pytest.raises(MessageError, match="another model"):
+        node(Closed(log.schema), plan()).answer(request(log, plan()), {}, None, lasting=False)
+
+
+def test_rows_are_opened_by_the_first_request_that_fits(log: Logs) -> None:
+    with pytest.raises(AssertionError, match="a row was read"):
+        node(Closed(log.schema), plan()).answer(request(log, plan()), weights(log), None, lasting=False)
+
+
+@pytest.mark.parametrize(("number", "factor", "fits"), [(2, 1.22, True), (2, 1.23, False), (3, 1.23, True)])
+def test_a_clip_norm_that_follows_a_quantile_moves_by_a_fifth_of_its_logarithm_a_round(
+    number: int, factor: float, fits: bool, log: Logs
+) -> None:
+    """exp(0.2) = 1.2214 (Andrew et al. 2021, section 3.1)."""
+    found = plan(clip_quantile=0.5)
+    for one in (factor, 1 / factor):
+        asked = request(log, found, number=number, clip_norm=0.5 * one)
+        if fits:
+            node(log, found).answer(asked, weights(log), None, lasting=False)
+        else:
+            with pytest.raises(MessageError, match="clip norm"):
+                node(log, found).answer(asked, weights(log), None, lasting=False)
+
+
+def test_a_round_is_answered_once(log: Logs) -> None:
+    one, found = node(log, plan()), plan()
+    _, memory = one.answer(request(log, found, number=2), weights(log), None, lasting=False)
+    for number in (1, 2):
+        with pytest.raises(MessageError, match="was answered before"):
+            one.answer(request(log, found, number=number), weights(log), memory, lasting=False)
+    one.answer(request(log, found, number=3), weights(log), memory, lasting=False)
+
+
+def test_after_a_resume_a_round_is_drawn_anew(log: Logs) -> None:
+    one, found = node(log, plan()), plan()
+    first, memory = one.answer(request(log, found), weights(log), None, lasting=False)
+    again, _ = one.answer(request(log, found, session="second", resumed=True), weights(log), memory, lasting=False)
+    assert any(first.dense[name].data != again.dense[name].data for name in first.dense)
+
+
+def local(**settings: Any) -> FederatedPlan:
+    return plan(neighbors="replace", mechanism="local", participations=1, cohort=USERS // 2, **settings)
+
+
+def test_what_users_have_sent_is_counted_across_sessions(log: Logs) -> None:
+    """At a rate of one half, five rounds leave one in 32 users unasked; who was asked once is never again."""
+    found, memory = local(), None
+    totals = []
+    for number, session in ((1, "first"), (2, "first"), (2, "second"), (3, "second")):
+        fresh = node(log, found)  # each request may find another process
+        asked = request(log, found, number=number, session=session, resumed=session == "second")
+        _, memory = fresh.answer(asked, weights(log), memory, lasting=False)
+        assert memory.sent is not None
+        totals.append(int(memory.sent.sum()))
+        assert int(memory.sent.max()) == 1
+    assert totals == sorted(totals)
+    assert totals[-1] > 0.8 * USERS
+
+
+def test_a_node_that_has_forgotten_what_its_users_sent_does_not_go_on(log: Logs) -> None:
+    found = local()
+    asked = request(log, found, number=3, resumed=True)
+    with pytest.raises(MessageError, match="give it a folder"):
+        node(log, found).answer(asked, weights(log), None, lasting=False)
+    node(log, found).answer(asked, weights(log), None, lasting=True)  # it kept nothing as it was never asked
+    node(log, plan()).answer(request(log, plan(), number=3, resumed=True), weights(log), None, lasting=False)
+
+
+def test_another_run_counts_from_nothing(log: Logs) -> None:
+    one, found = node(log, local(rounds=2)), local(rounds=2)
+    _, memory = one.answer(request(log, found), weights(log), None, lasting=False)
+    _, other = one.answer(request(log, found, run="two"), weights(log), memory, lasting=False)
+    assert memory.sent is not None
+    assert other.sent is not None
+    assert not torch.equal(memory.sent, other.sent)
+    assert int((memory.sent * other.sent).sum()) > 0
+
+
+def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
+    kept = Memory(run="one", session="first", number=3, sent=torch.tensor([0, 2, 1]))
+    file = tmp_path / "kept" / "node"
+    assert Memory.kept(file) is None
+    kept.keep(file)
+    found = Memory.kept(file)
+    assert found is not None
+    assert found.sent is not None
+    assert torch.equal(found.sent, torch.tensor([0, 2, 1]))
+    assert (found.run, found.session, found.number) == ("one", "first", 3)
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_private_rows_are_not_trained_on_without_privacy_or_from_a_seed(tmp_path: Path) -> None:
+    log = private_logs(tmp_path)
+    with pytest.raises(MessageError, match="not public"):
+        node(log, twin())
+    with pytest.raises(MessageError, match="insecure_seed is refused"):
+        node(log, plan(), insecure_seed=1)
+
+
+def test_rows_may_be_made_from_the_configuration(log: Logs) -> None:
+    assert rows_of(log, {}) is log
+    assert rows_of(lambda config: config["rows"], {"rows": log}) is log
