@@ -18,7 +18,7 @@ The two take turns. Noise of rows and of positives is treated as independent, as
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize
@@ -37,14 +37,27 @@ SWEEPS = 10
 KEPT = 3
 """Of a turn's last steps, how many rows of each chain theta is fitted on."""
 
-RAKING = 5
-"""Rounds of weighting the rows by all columns."""
+RAKING = 10
+"""Rounds of weighting the rows by all columns and pairs."""
+
+MOST_FACTOR = 10.0
+"""By which one round multiplies or divides the weight of a row for one table."""
 
 EM_STEPS = 3
 LEAST_VAR = 1e-6
 """Of a table's effects, which a table that says nothing has."""
 
 Key = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tables:
+    """The noisy tables by merged values, as `_consistent` makes them, and the totals of rows and of positives."""
+
+    rows: Mapping[Key, Cells]
+    positives: Mapping[Key, Cells]
+    count: float
+    hit: float
 
 
 def fit_maximum_entropy(
@@ -78,11 +91,12 @@ def fit_maximum_entropy(
     variances: dict[Key, float] = {
         key: _first_var(cells, laws[key], count, hit / count) for key, cells in hits.items() if len(key) == 1
     }
+    tables = _Tables(rows=seen, positives=hits, count=count, hit=hit)
     kept = [state]
     for _ in range(turns):
-        field, variances = _label_turn(field, kept, laws, hits, count, hit, variances)
+        field, variances = _label_turn(field, kept, laws, tables, variances)
         field, kept = _row_turn(field, tree, kept[-1], laws, rng)
-    field, _ = _label_turn(field, kept, laws, hits, count, hit, variances)
+    field, _ = _label_turn(field, kept, laws, tables, variances)
     learned = [
         Learned(columns=one.columns, measure=measure, cells=one.values.size, noise_std=one.noise_std)
         for measure, tables in (("rows", rows), ("positives", positives))
@@ -183,20 +197,19 @@ def _label_turn(
     field: Field,
     kept: Sequence[Codes],
     laws: Mapping[Key, Floats],
-    hits: Mapping[Key, Cells],
-    count: float,
-    hit: float,
+    tables: _Tables,
     variances: Mapping[Key, float],
 ) -> tuple[Field, dict[Key, float]]:
     """Returns the field with theta fitted to the rows in ``kept``, and the variances of effects."""
     rows = np.concatenate(kept)
-    weights = count * _weights(rows, laws, field.sizes)
-    found = dict(variances)
-    theta = field.theta
+    weights = tables.count * _weights(rows, laws, field.sizes)
+    found, theta, hit = dict(variances), field.theta, tables.hit
+    hits = _of_these_rows(tables, rows, weights, expit(summed(theta, rows)), field.sizes)
     for _ in range(EM_STEPS if len(kept) == 1 else 1):
         theta, new = _em_step(theta, rows, weights, field.sizes, hits, hit, found)
         found = new if len(kept) == 1 else found
     p = expit(summed(theta, rows))
+    hits = _of_these_rows(tables, rows, weights, p, field.sizes)
     for key, cells in hits.items():
         if key in found:
             continue
@@ -209,6 +222,30 @@ def _label_turn(
     if len(found) > len(variances):
         theta, _ = _em_step(theta, rows, weights, field.sizes, hits, hit, found)
     return replace(field, mu=_held(field, theta, rows, weights), theta=theta), found
+
+
+def _of_these_rows(
+    tables: _Tables, rows: Codes, weights: Floats, p: Floats, sizes: tuple[int, ...]
+) -> dict[Key, Cells]:
+    """Returns the positives as they would be if a pair's cells had the rows' weights: c - q (r - weight), q the mean
+    of p in the cell.
+
+    What the rows of a pair's law lack or have too much of is then not taken for an effect on the label; r is noisy,
+    and so is what this adds.
+    """
+    found = dict(tables.positives)
+    for key, cells in tables.positives.items():
+        counted = tables.rows.get(key)
+        if len(key) == 1 or counted is None:
+            continue
+        weight = margin(rows, key, sizes, weights)
+        rate = margin(rows, key, sizes, weights * p) / np.maximum(weight, 1e-9)
+        found[key] = Cells(
+            columns=key,
+            values=cells.values - rate * (counted.values - weight),
+            noise_var=cells.noise_var + rate**2 * counted.noise_var,
+        )
+    return found
 
 
 def _em_step(
@@ -282,12 +319,17 @@ def _first_var(cells: Cells, law: Floats, count: float, rate: float) -> float:
 
 
 def _weights(rows: Codes, laws: Mapping[Key, Floats], sizes: tuple[int, ...]) -> Floats:
-    """Returns (rows,) weights of sum 1 that give every column exactly its law, by iterative proportional fitting."""
+    """Returns (rows,) weights of sum 1 that give pairs nearly their laws and every column exactly its own.
+
+    By iterative proportional fitting, pairs before columns. Chains may not have reached the laws of pairs, and where
+    columns are tied what is left would count one effect several times.
+    """
     weights = np.full(len(rows), 1 / len(rows))
     for _ in range(RAKING):
-        for column in range(len(sizes)):
-            shown = margin(rows, (column,), sizes, weights)
-            weights = weights * (laws[column,] / np.maximum(shown, 1e-300))[rows[:, column]]
+        for key in sorted(laws, key=len, reverse=True):
+            shown = margin(rows, key, sizes, weights)
+            factor = np.clip(laws[key] / np.maximum(shown, 1e-300), 1 / MOST_FACTOR, MOST_FACTOR)
+            weights = weights * factor[tuple(rows[:, column] for column in key)]
     return np.asarray(weights / weights.sum())
 
 
