@@ -31,7 +31,7 @@ from privads.logs.schema import Schema
 from privads.signals.encoding import Encoding, Features, Floats
 from privads.signals.glm import NoisyLogistic, learn
 from privads.signals.margins import Margin
-from privads.signals.maximum_entropy import MaximumEntropy
+from privads.signals.maximum_entropy import MaximumEntropy, Progress
 from privads.signals.maximum_entropy_fit import fit_maximum_entropy
 from privads.signals.query import OTHER, Grid, OneOf, Query, Source
 from privads.signals.release import drawing_delta
@@ -62,14 +62,14 @@ class Learned:
         """Returns (rows,) probabilities. rows: (rows, columns) places, as `places_of` gives them."""
         return self.model.predict(np.asarray(rows, dtype=np.int64))
 
-    def sample(self, count: int, *, seed: int) -> pa.Table:
+    def sample(self, count: int, *, seed: int, progress: Progress | None = None) -> pa.Table:
         """Returns a synthetic log of ``count`` rows: categories as texts, numbers as the middles of their cells.
 
         Free of cost: it comes from the tables alone. Refused of a model that read rows, which has no law of them.
         """
         if not isinstance(self.model, MaximumEntropy):
             raise ValueError("a synthetic log is drawn from a model of tables alone: learn it without features")
-        rows, labels = self.model.sample(count, seed=seed)
+        rows, labels = self.model.sample(count, seed=seed, progress=progress)
         columns = {part.column: _texts(part, rows[:, i]) for i, part in enumerate(self.parts)}
         return pa.table({**columns, self.label: pa.array(labels)})
 
@@ -115,7 +115,9 @@ class Learned:
             raise ConfigError(f"{file} holds no model that `privads learn` wrote ({type(error).__name__})") from None
 
 
-def from_tables(tables: Sequence[NoisyTable], *, label: str | None = None, seed: int = 0) -> Learned:
+def from_tables(
+    tables: Sequence[NoisyTable], *, label: str | None = None, seed: int = 0, progress: Progress | None = None
+) -> Learned:
     """Returns the maximum-entropy model of tables by single columns, and by any pairs; reads no row.
 
     tables: with the label's positives and negatives, by public places; one by each column that a pair has. seed: of
@@ -138,7 +140,7 @@ def from_tables(tables: Sequence[NoisyTable], *, label: str | None = None, seed:
             cells = np.transpose(values.reshape(shape), order)
             kept.append(Margin(columns=places, values=cells, noise_std=noise_std))
     source = _costs(releases(chosen))
-    model = fit_maximum_entropy(rows, positives, source=source, seed=seed)
+    model = fit_maximum_entropy(rows, positives, source=source, seed=seed, progress=progress)
     return Learned(
         parts=parts, label=task, model=model, guarantee=f"learned from tables alone: {source}; no row was read"
     )

@@ -1,7 +1,7 @@
 """`[learn]` of run.toml as a model: which tables, which rows, and how good it is where rows are public."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from privads.logs.schema import Schema
 from privads.new_folder import new_folder
 from privads.run_config import LearnTable, RunConfig
 from privads.signals.learned import Learned, check_parts, from_tables, places_in, with_features
+from privads.signals.maximum_entropy import Progress
 from privads.signals.report import printable
 from privads.signals.saved import load_tables
 from privads.signals.table import NoisyTable
+
+Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,22 +70,28 @@ class LearnedRun:
                 (draft / "ads.toml").write_text(self.sample[1], encoding="utf-8")
 
 
-def learn_from(config: RunConfig, table: LearnTable) -> LearnedRun:
-    """Returns the model that ``[learn]`` asks for. It reads rows only with features, or to judge on public ones."""
+def learn_from(config: RunConfig, table: LearnTable, stage: Stage = lambda doing: lambda done, of: None) -> LearnedRun:
+    """Returns the model that ``[learn]`` asks for. It reads rows only with features, or to judge on public ones.
+
+    stage: called with what is begun, and what it returns then with how far that is.
+    """
     tables = [one for place in table.tables for one in load_tables(Path(place))]
     seed = config.run.seed
     _check_same_log(config, table, tables)
     if table.features == "none":
-        learned = from_tables(tables, label=table.label, seed=seed)
+        progress = stage("learning from the tables")
+        learned = from_tables(tables, label=table.label, seed=seed, progress=progress)
     else:
         if table.sample:
             raise ConfigError("learn.sample draws from a model of tables alone: leave learn.features out")
         rows = _features(config)
+        stage("learning with the rows' features")  # how many there are, or how far it is, would tell of them
         learned = with_features(tables, rows, features=table.features, label=table.label, seed=seed)
     sample = None
     if table.sample:
-        drawn = learned.sample(table.sample, seed=seed)
+        drawn = learned.sample(table.sample, seed=seed, progress=stage("drawing a synthetic log"))
         sample = drawn, toml(learned.sample_schema(tables[0].terms.dataset, table.sample))
+    stage("judging on public rows")
     return LearnedRun(learned=learned, metrics=_metrics(config, learned), sample=sample)
 
 

@@ -17,7 +17,8 @@ N E[K(x)] = r and N E[y K(x)] = c. What noise of variance s^2 on each count leav
 The two take turns. Noise of rows and of positives is treated as independent, as it is in separate tables.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +28,7 @@ from scipy.special import expit
 
 from privads.signals.chains import Codes, Factors, Field, Floats, Tree, margin, summed, sweep
 from privads.signals.margins import Cells, Margin, coding, merge, pair_law, says_more, signal_var, total, with_margins
-from privads.signals.maximum_entropy import Learned, MaximumEntropy
+from privads.signals.maximum_entropy import Learned, MaximumEntropy, Progress
 
 CHAINS = 100_000
 TURNS = 2
@@ -68,11 +69,12 @@ def fit_maximum_entropy(
     seed: int,
     chains: int = CHAINS,
     turns: int = TURNS,
+    progress: Progress | None = None,
 ) -> MaximumEntropy:
     """Returns the model of noisy counts of rows and of positives by each column, and by any pairs of columns.
 
     source: what the tables are, in words: whose event, budget and unit. seed: of the chains. chains: rows that the
-    expectations are taken over; their error is that of a log of so many rows.
+    expectations are taken over; their error is that of a log of so many rows. progress: of turns and steps of chains.
     """
     columns = _checked(rows, positives)
     singles = {one.columns[0]: one for one in rows if one.order == 1}
@@ -91,12 +93,20 @@ def fit_maximum_entropy(
     variances: dict[Key, float] = {
         key: _first_var(cells, laws[key], count, hit / count) for key, cells in hits.items() if len(key) == 1
     }
-    tables = _Tables(rows=seen, positives=hits, count=count, hit=hit)
+    known = _Tables(rows=seen, positives=hits, count=count, hit=hit)
     kept = [state]
+    steps = itertools.count(1)
+
+    def stepped() -> None:
+        if progress is not None:
+            progress(next(steps), turns * (1 + SWEEPS) + 1)
+
     for _ in range(turns):
-        field, variances = _label_turn(field, kept, laws, tables, variances)
-        field, kept = _row_turn(field, tree, kept[-1], laws, rng)
-    field, _ = _label_turn(field, kept, laws, tables, variances)
+        field, variances = _label_turn(field, kept, laws, known, variances)
+        stepped()
+        field, kept = _row_turn(field, tree, kept[-1], laws, rng, stepped)
+    field, _ = _label_turn(field, kept, laws, known, variances)
+    stepped()
     learned = [
         Learned(columns=one.columns, measure=measure, cells=one.values.size, noise_std=one.noise_std)
         for measure, tables in (("rows", rows), ("positives", positives))
@@ -177,9 +187,14 @@ def _start(laws: Mapping[Key, Floats], tree: Tree) -> dict[Key, Floats]:
 
 
 def _row_turn(
-    field: Field, tree: Tree, state: Codes, laws: Mapping[Key, Floats], rng: np.random.Generator
+    field: Field,
+    tree: Tree,
+    state: Codes,
+    laws: Mapping[Key, Floats],
+    rng: np.random.Generator,
+    stepped: Callable[[], None],
 ) -> tuple[Field, list[Codes]]:
-    """Returns the field with mu moved to the laws, and the chains of the last steps."""
+    """Returns the field with mu moved to the laws, and the chains of the last steps. stepped: called after each."""
     chains = len(state)
     degree = max(len(field.neighbors(column)) for column in range(len(field.sizes)))
     mu, kept = dict(field.mu), []
@@ -190,6 +205,7 @@ def _row_turn(
         for key, law in laws.items():
             shown = margin(state, key, field.sizes) / chains
             mu[key] = mu[key] + rate * np.clip((law - shown) / (np.maximum(law, shown) + 1 / chains), -1, 1)
+        stepped()
     return replace(field, mu=mu), kept[-KEPT:]
 
 

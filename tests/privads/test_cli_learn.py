@@ -10,7 +10,9 @@ import pytest
 
 from accounting.ledger import Ledger
 from privads.logs.simulator import DEVICES, schema_toml
+from privads.run_config import read_config
 from privads.signals.learned import Learned
+from privads.signals.learning_job import learn_from
 from tests.privads.test_cli import Done, privads, refused, simulated
 
 RUN_TOML = f"""\
@@ -229,3 +231,20 @@ def test_bad_input_is_one_line(folder: Path, settings: list[str], words: list[st
 def test_a_file_without_learn_is_bad_input(folder: Path) -> None:
     (folder / "run.toml").write_text(RUN_TOML.split("[learn]")[0])
     refused(learn(folder), 2, "run.toml has no [learn]", "tables")
+
+
+def test_progress_is_of_public_steps_and_tells_nothing_of_rows_that_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    told: dict[str, list[tuple[str, int, int]]] = {}
+    for features in ("none", "unprotected"):
+        settings = [f"learn.features={features}", *(["learn.sample=10"] if features == "none" else [])]
+        read = read_config(Path("run.toml"), settings)
+        assert read.learn is not None
+        own: list[tuple[str, int, int]] = []
+        learn_from(read, read.learn, lambda doing, own=own: lambda done, of: own.append((doing, done, of)))  # type: ignore[misc]
+        told[features] = own
+    assert told["unprotected"] == []
+    assert {doing for doing, _, _ in told["none"]} == {"learning from the tables", "drawing a synthetic log"}
+    assert all(1 <= done <= of for _, done, of in told["none"])

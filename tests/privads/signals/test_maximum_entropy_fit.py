@@ -85,6 +85,23 @@ def test_what_it_predicts_is_what_its_law_says_of_the_label() -> None:
     assert model.predict(every_row()) == pytest.approx(given_row, abs=1e-12)
 
 
+def test_progress_tells_of_steps_and_of_nothing_in_the_tables() -> None:
+    told: list[list[tuple[int, int]]] = []
+    for seed, keys in ((2, KEYS), (3, KEYS[:3])):
+        told.append([])
+        model = fit_maximum_entropy(
+            *tables(world(seed), keys),
+            source="made up",
+            seed=0,
+            chains=500,
+            progress=lambda done, of: told[-1].append((done, of)),
+        )
+    assert told[0] == told[1] == [(step, len(told[0])) for step in range(1, len(told[0]) + 1)]
+    drawn: list[tuple[int, int]] = []
+    model.sample(10, seed=0, burn_in=3, progress=lambda done, of: drawn.append((done, of)))
+    assert drawn == [(1, 3), (2, 3), (3, 3)]
+
+
 def noisy(
     counts: Floats, hits: Floats, noise_std: float, rng: np.random.Generator, told: float
 ) -> tuple[list[Margin], list[Margin]]:
