@@ -235,7 +235,9 @@ def test_a_model_comes_back_from_its_file(log: Made, tables: tuple[NoisyTable, .
 
 
 def test_names_in_a_stranger_s_tables_do_not_reach_the_terminal_as_they_are(tables: tuple[NoisyTable, ...]) -> None:
-    run = LearnedRun(learned=replace(from_tables(tables), label="\x1b[2Jclick"), metrics=None, sample=None)
+    run = LearnedRun(
+        learned=replace(from_tables(tables), label="\x1b[2Jclick"), reading=None, metrics=None, sample=None
+    )
     assert all(line.isprintable() for line in run.in_words())
     with pytest.raises(ValueError, match="not 'buy'") as refused:
         label_of([replace(tables[0], query=replace(tables[0].query, label="\x1b[2Jclick"))], "buy")
