@@ -86,8 +86,10 @@ def learn_from(config: RunConfig, table: LearnTable, stage: Stage = lambda doing
     _check_same_log(config, table, tables)
     if table.features == "none":
         progress = stage("learning from the tables")
-        learned = from_tables(tables, label=table.label, seed=seed, progress=progress)
+        learned = from_tables(tables, label=table.label, independent=table.independent, seed=seed, progress=progress)
     else:
+        if table.independent:
+            raise ConfigError("learn.independent is for tables alone: with the rows' features ties are seen in them")
         if table.sample:
             raise ConfigError("learn.sample draws from a model of tables alone: leave learn.features out")
         rows = _features(config)

@@ -30,6 +30,7 @@ delta = 1e-6
 unit = "user"
 [release]
 columns = ["device", "ad_position"]
+pairs = true
 label = "conversion"
 rows_per_unit = 2
 out = "tables"
@@ -251,6 +252,16 @@ def test_progress_is_of_public_steps_and_tells_nothing_of_rows_that_are_read(
     assert told["unprotected"] == []
     assert {doing for doing, _, _ in told["none"]} == {"learning from the tables", "drawing a synthetic log"}
     assert all(1 <= done <= of for _, done, of in told["none"])
+
+
+def test_single_columns_alone_are_learned_from_where_they_are_stated_to_be_independent(folder: Path) -> None:
+    (folder / "tables" / "002-device-ad_position.parquet").unlink()
+    refused(learn(folder), 2, "no table is by both 'device' and 'ad_position'", "release tables by pairs too")
+    done = learn(folder, "learn.independent=true")
+    assert done.returncode == 0, done.stderr
+    assert "no row was read; columns that no table has both of are taken to be independent" in done.stdout
+    with_features = learn(folder, "learn.independent=true", "learn.features=public", options=("--out", "other"))
+    refused(with_features, 2, "learn.independent is for tables alone")
 
 
 def predict(folder: Path, log: str) -> Done:
