@@ -9,8 +9,8 @@ N E[K(x)] = r and N E[y K(x)] = c. What noise of variance s^2 on each count leav
     theta   on rows that the chains drew, weighted to have the single columns' laws exactly, it maximizes
                 theta c - N E log(1 + exp(K theta)) - sum_j lambda_j theta_j^2 / 2,
                 lambda_j = (1 + s_j^2 / V_j) / v,      V_j = N E[p (1 - p); x has j],
-            v the variance of a table's effects, which the table tells itself: of a column by moments and then, in the
-            first turn only, by EM; of a pair by moments, in the turn in which it is found to say more. This is the
+            v the variance of a table's effects, which the table tells itself: of a column by its misfits and then, in
+            the first turn only, by EM; of a pair by moments, in the turn in which it is found to say more. This is the
             posterior mode of an effect N(0, v) whose statistic is N(C_j(theta), V_j + s_j^2), coordinate by coordinate:
             noise pulls effects to 0 and biases none, and a negative count is as good as any other.
 
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from scipy.special import expit
 
@@ -45,8 +45,8 @@ MOST_FACTOR = 10.0
 """By which one round multiplies or divides the weight of a row for one table."""
 
 EM_STEPS = 3
-LEAST_VAR = 1e-6
-"""Of a table's effects, which a table that says nothing has."""
+LEAST_VAR, MOST_VAR = 1e-6, 100.0
+"""Of a table's effects: a table that says nothing has the least."""
 
 Key = tuple[int, ...]
 
@@ -329,9 +329,21 @@ def _ridge(
 
 
 def _first_var(cells: Cells, law: Floats, count: float, rate: float) -> float:
-    """Returns the variance of a column's effects that its positives show by themselves, by moments."""
+    """Returns the variance v of a column's effects that its positives show by themselves, of which
+
+        sum misfit^2 / (variance + slope^2 v) = cells
+
+    (Paule and Mandel 1982): each cell counts by how well it is known, so that one which has most rows hides none.
+    """
     slope = count * law * rate * (1 - rate)
-    return max(signal_var(cells.values - count * law * rate, slope, slope + cells.noise_var), LEAST_VAR)
+    misfit, variance = cells.values - count * law * rate, slope + cells.noise_var
+
+    def excess(v: float) -> float:
+        return float((misfit**2 / (variance + slope**2 * v)).sum()) - misfit.size
+
+    if excess(LEAST_VAR) <= 0:
+        return LEAST_VAR
+    return MOST_VAR if excess(MOST_VAR) >= 0 else float(brentq(excess, LEAST_VAR, MOST_VAR))
 
 
 def _weights(rows: Codes, laws: Mapping[Key, Floats], sizes: tuple[int, ...]) -> Floats:

@@ -94,9 +94,8 @@ def test_columns_that_no_table_has_both_of_are_taken_to_be_independent_only_wher
     for missing, named in ((tables[:3], "'site' and 'size'"), (tables[:5], "'size' and 'bid'")):
         with pytest.raises(ValueError, match=f"no table is by both {named}.*learn.independent"):
             from_tables(missing)
-        assert "taken to be independent" in from_tables(missing, independent=True).guarantee
-    assert "independent" not in from_tables(tables, independent=True).guarantee
-    assert from_tables(tables[:1])  # one column has nothing to be tied to
+    assert "taken to be independent" in from_tables(tables[:3], independent=True).guarantee
+    assert "independent" not in from_tables(tables[:1]).guarantee  # one column has nothing to be tied to
 
 
 def test_from_tables_alone_no_row_is_read(log: Made, tables: tuple[NoisyTable, ...]) -> None:
@@ -118,7 +117,7 @@ def test_features_are_read_and_labels_are_not(log: Made, tables: tuple[NoisyTabl
 def test_what_is_not_protected_is_said(log: Made, tables: tuple[NoisyTable, ...]) -> None:
     alone = from_tables(tables).guarantee
     assert "epsilon <= 3.00 (delta 1e-06, user, add/remove, all tables)" in alone
-    assert "no row was read" in alone
+    assert alone.endswith("no row was read")
     public = with_features(tables, log, features="public").guarantee
     assert "epsilon <= 3.00 (delta 1e-06, user, add/remove, all tables)" in public
     blind = with_features(tables, log, features="unprotected").guarantee
