@@ -8,7 +8,7 @@ on. A second part learns conversions in windows that have not all closed at the 
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +37,6 @@ QUICK_SEEDS, QUICK_USERS = 2, 1_000
 PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
 """Of half the squared weights beside the sum of losses; the next fit begins where the one before ended."""
 
-MOST_STEPS = 200
-"""Of L-BFGS in one fit; about 20 to 50 are enough."""
-
 HELD_OUT = 0.2
 """Of the rows to learn from, to choose the penalty by."""
 
@@ -67,22 +64,23 @@ class Task:
         held = round(HELD_OUT * len(order))
         every = judge.take(np.arange(len(judge.units)))
         return cls(
-            learn=_in_full(rows.take(np.sort(order[held:]))),
-            choose=_in_full(rows.take(np.sort(order[:held]))),
-            judge=_in_full(every),
+            learn=rows.take(np.sort(order[held:])),
+            choose=rows.take(np.sort(order[:held])),
+            judge=every,
             schema=rows.schema,
             name=name,
         )
 
     def scores(self, head: Head) -> Floats:
         """Returns (rows to judge by,) probabilities of the model that is best on the rows to choose by."""
-        model, best, found = Logistic(self.schema).double(), np.inf, np.zeros(0)
+        model, best, found = Logistic(self.schema), np.inf, np.zeros(0)
         for penalty in PENALTIES:
             _fit(model, self.learn, self.name, head, penalty)
             with torch.no_grad():
                 loss = float(_loss(model, self.choose, self.name, head).mean())
-                if loss < best:
-                    best, found = loss, prediction(head, model(self.judge)[self.name]).numpy()
+                if loss >= best:
+                    break  # and worse with every smaller penalty
+                best, found = loss, prediction(head, model(self.judge)[self.name]).numpy()
         return found
 
     def sums(self, scores: Floats) -> ScoreSums:
@@ -190,23 +188,9 @@ def _loss(model: Logistic, batch: Batch, task: str, head: Head) -> Tensor:
     return per_row(model(batch), batch, heads={task: head})
 
 
-def _in_full(batch: Batch) -> Batch:
-    """Returns the rows in float64: where answers are noisy the loss is so flat that in float32 a search stands still,
-    above all the forward one, and a smaller penalty seems to change nothing.
-    """
-    labels = {task: label.double() for task, label in batch.labels.items()}
-    hours = {task: one.double() for task, one in batch.hours.items()}
-    return replace(batch, dense=batch.dense.double(), labels=labels, hours=hours, weights=batch.weights.double())
-
-
 def _fit(model: Logistic, batch: Batch, task: str, head: Head, penalty: float) -> None:
     optimizer = torch.optim.LBFGS(
-        model.parameters(),
-        max_iter=MOST_STEPS,
-        history_size=20,
-        tolerance_grad=1e-9,
-        tolerance_change=1e-10,
-        line_search_fn="strong_wolfe",
+        model.parameters(), max_iter=40, history_size=20, tolerance_change=1e-7, line_search_fn="strong_wolfe"
     )
     ridge = penalty / (2 * batch.rows)
 

@@ -9,10 +9,11 @@ N E[K(x)] = r and N E[y K(x)] = c. What noise of variance s^2 on each count leav
     theta   on rows that the chains drew, weighted to have the single columns' laws exactly, it maximizes
                 theta c - N E log(1 + exp(K theta)) - sum_j lambda_j theta_j^2 / 2,
                 lambda_j = (1 + s_j^2 / V_j) / v,      V_j = N E[p (1 - p); x has j],
-            v the variance of a table's effects, which the table tells itself: of a column by its misfits and then, in
-            the first turn only, by EM; of a pair by moments, in the turn in which it is found to say more. This is the
+            v the variance of a table's effects, which the table tells itself: of a column by moments and then, in the
+            first turn only, by EM; of a pair by moments, in the turn in which it is found to say more. This is the
             posterior mode of an effect N(0, v) whose statistic is N(C_j(theta), V_j + s_j^2), coordinate by coordinate:
-            noise pulls effects to 0 and biases none, and a negative count is as good as any other.
+            noise pulls effects to 0 and biases none, and a negative count is as good as any other. What a pair says more
+            is judged by its own noisy rows: where chains have others, that is no effect.
 
 The two take turns. Noise of rows and of positives is treated as independent, as it is in separate tables.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import brentq, minimize
+from scipy.optimize import minimize
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from scipy.special import expit
 
@@ -38,15 +39,12 @@ SWEEPS = 10
 KEPT = 3
 """Of a turn's last steps, how many rows of each chain theta is fitted on."""
 
-RAKING = 10
-"""Rounds of weighting the rows by all columns and pairs."""
-
-MOST_FACTOR = 10.0
-"""By which one round multiplies or divides the weight of a row for one table."""
+RAKING = 5
+"""Rounds of weighting the rows by all columns."""
 
 EM_STEPS = 3
-LEAST_VAR, MOST_VAR = 1e-6, 100.0
-"""Of a table's effects: a table that says nothing has the least."""
+LEAST_VAR = 1e-6
+"""Of a table's effects, which a table that says nothing has."""
 
 Key = tuple[int, ...]
 
@@ -329,35 +327,18 @@ def _ridge(
 
 
 def _first_var(cells: Cells, law: Floats, count: float, rate: float) -> float:
-    """Returns the variance v of a column's effects that its positives show by themselves, of which
-
-        sum misfit^2 / (variance + slope^2 v) = cells
-
-    (Paule and Mandel 1982): each cell counts by how well it is known, so that one which has most rows hides none.
-    """
+    """Returns the variance of a column's effects that its positives show by themselves, by moments."""
     slope = count * law * rate * (1 - rate)
-    misfit, variance = cells.values - count * law * rate, slope + cells.noise_var
-
-    def excess(v: float) -> float:
-        return float((misfit**2 / (variance + slope**2 * v)).sum()) - misfit.size
-
-    if excess(LEAST_VAR) <= 0:
-        return LEAST_VAR
-    return MOST_VAR if excess(MOST_VAR) >= 0 else float(brentq(excess, LEAST_VAR, MOST_VAR))
+    return max(signal_var(cells.values - count * law * rate, slope, slope + cells.noise_var), LEAST_VAR)
 
 
 def _weights(rows: Codes, laws: Mapping[Key, Floats], sizes: tuple[int, ...]) -> Floats:
-    """Returns (rows,) weights of sum 1 that give pairs nearly their laws and every column exactly its own.
-
-    By iterative proportional fitting, pairs before columns. Chains may not have reached the laws of pairs, and where
-    columns are tied what is left would count one effect several times.
-    """
+    """Returns (rows,) weights of sum 1 that give every column exactly its law, by iterative proportional fitting."""
     weights = np.full(len(rows), 1 / len(rows))
     for _ in range(RAKING):
-        for key in sorted(laws, key=len, reverse=True):
-            shown = margin(rows, key, sizes, weights)
-            factor = np.clip(laws[key] / np.maximum(shown, 1e-300), 1 / MOST_FACTOR, MOST_FACTOR)
-            weights = weights * factor[tuple(rows[:, column] for column in key)]
+        for column in range(len(sizes)):
+            shown = margin(rows, (column,), sizes, weights)
+            weights = weights * (laws[column,] / np.maximum(shown, 1e-300))[rows[:, column]]
     return np.asarray(weights / weights.sum())
 
 
