@@ -12,8 +12,8 @@ N E[K(x)] = r and N E[y K(x)] = c. What noise of variance s^2 on each count leav
             v the variance of a table's effects, which the table tells itself: of a column by moments and then, in the
             first turn only, by EM; of a pair by moments, in the turn in which it is found to say more. This is the
             posterior mode of an effect N(0, v) whose statistic is N(C_j(theta), V_j + s_j^2), coordinate by coordinate:
-            noise pulls effects to 0 and biases none, and a negative count is as good as any other. What a pair says more
-            is judged by its own noisy rows: where chains have others, that is no effect.
+            noise pulls effects to 0 and biases none, and a negative count is as good as any other. What a pair says
+            more is judged by its own noisy rows: where chains have others, that is no effect.
 
 The two take turns. Noise of rows and of positives is treated as independent, as it is in separate tables.
 """
@@ -39,12 +39,15 @@ SWEEPS = 10
 KEPT = 3
 """Of a turn's last steps, how many rows of each chain theta is fitted on."""
 
-RAKING = 5
-"""Rounds of weighting the rows by all columns."""
+RAKING = 10
+"""Rounds of weighting the rows by all columns and pairs."""
+
+MOST_FACTOR = 10.0
+"""By which one round multiplies or divides the weight of a row for one table."""
 
 EM_STEPS = 3
-LEAST_VAR = 1e-6
-"""Of a table's effects, which a table that says nothing has."""
+LEAST_VAR, MOST_VAR = 1e-6, 4.0
+"""Of a table's effects: one that says nothing has the least, and more than the most is no effect but a misfit."""
 
 Key = tuple[int, ...]
 
@@ -231,7 +234,7 @@ def _label_turn(
         drawn = margin(rows, key, field.sizes, (weights * p) ** 2)
         variance, misfit = np.maximum(slope, 1e-9) + cells.noise_var + drawn, cells.values - expected
         if says_more(misfit, variance):
-            found[key] = max(signal_var(misfit, slope, variance), LEAST_VAR)
+            found[key] = float(np.clip(signal_var(misfit, slope, variance), LEAST_VAR, MOST_VAR))
             theta = {**theta, key: np.zeros(cells.values.shape)}
     if len(found) > len(variances):
         theta, _ = _em_step(theta, rows, weights, field.sizes, hits, hit, found)
@@ -282,7 +285,7 @@ def _em_step(
     found = {}
     for key, variance in variances.items():
         unknown = 1 / (told[key] + 1 / variance)
-        found[key] = max(float((fitted[key] ** 2 + unknown).mean()), LEAST_VAR)
+        found[key] = float(np.clip((fitted[key] ** 2 + unknown).mean(), LEAST_VAR, MOST_VAR))
     return fitted, found
 
 
@@ -333,12 +336,17 @@ def _first_var(cells: Cells, law: Floats, count: float, rate: float) -> float:
 
 
 def _weights(rows: Codes, laws: Mapping[Key, Floats], sizes: tuple[int, ...]) -> Floats:
-    """Returns (rows,) weights of sum 1 that give every column exactly its law, by iterative proportional fitting."""
+    """Returns (rows,) weights of sum 1 that give pairs nearly their laws and every column exactly its own.
+
+    By iterative proportional fitting, pairs before columns. Chains may not have reached the laws of pairs, and where
+    columns are tied what is left would count one effect several times.
+    """
     weights = np.full(len(rows), 1 / len(rows))
     for _ in range(RAKING):
-        for column in range(len(sizes)):
-            shown = margin(rows, (column,), sizes, weights)
-            weights = weights * (laws[column,] / np.maximum(shown, 1e-300))[rows[:, column]]
+        for key in sorted(laws, key=len, reverse=True):
+            shown = margin(rows, key, sizes, weights)
+            factor = np.clip(laws[key] / np.maximum(shown, 1e-300), 1 / MOST_FACTOR, MOST_FACTOR)
+            weights = weights * factor[tuple(rows[:, column] for column in key)]
     return np.asarray(weights / weights.sum())
 
 

@@ -178,8 +178,8 @@ def gain(p: Floats, q: Floats) -> float:
 
 @pytest.mark.parametrize(("seed", "noise_std"), [(0, 0.0), (2, 5.0)])
 def test_columns_that_determine_each_other_count_one_effect_once(seed: int, noise_std: float) -> None:
-    """A fixed bug, of a real log: where the chains' rows did not have a pair's law, its positives were taken for effects,
-    of hundreds, and the loss was far above the constant's (gains of -169 and -222 here).
+    """A fixed bug, of a real log: where the chains' rows did not have a pair's law, its positives were taken for
+    effects, of hundreds, and the loss was far above the constant's (gains of -169 and -222 here).
     """
     rows, p, labels = tied(seed)
     model = fit_maximum_entropy(*counted(rows, labels, noise_std), source="made up", seed=0, chains=5_000)
