@@ -62,7 +62,7 @@ def shares(train: Logs, test: Logs, parts: list, task: str, budget: Budget, rows
     print(f"\n{train.source.dataset}, {task}, by {len(parts)} columns; all labels in the clear: {best:.4f}")
     found = []
     for name, learned in (
-        ("tables alone", from_tables(tables, label=task)),
+        ("tables alone", from_tables(tables, label=task, independent=True)),
         ("with features", with_features(tables, train, features="unprotected", label=task)),
     ):
         reached = entropy(truth[known], learned.predict(rows))

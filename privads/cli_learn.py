@@ -14,6 +14,7 @@ def learn(
     out: Annotated[
         Path | None, typer.Option(help="The folder to write; it must not exist. By default learn.out, else learned.")
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
     """Learn a model from noisy tables that were released; nothing more is charged, for nothing private is read.
@@ -34,10 +35,12 @@ def learn(
         raise ConfigError(f"{place} exists already: choose another folder with --out, or remove it")
 
     from privads.features.fitting import check_place
+    from privads.progress import stages
     from privads.signals.learning_job import learn_from
 
     check_place(place.absolute())
-    done = learn_from(read, read.learn)
+    with stages(quiet=quiet) as stage:
+        done = learn_from(read, read.learn, stage)
     done.save(place)
     if as_json:
         print_json({**done.as_dict(), "out": str(place)})

@@ -34,15 +34,12 @@ def release(
     if not dry_run and place.exists():
         raise ConfigError(f"{place} exists already: choose another folder with --out, or remove it")
 
-    from privads.features.fitting import check_place
     from privads.job import open_ledger, open_logs
     from privads.signals.consistency import check_consistent, consistent
+    from privads.signals.kept import check_room, keep_tables
     from privads.signals.plan import plan_release
-    from privads.signals.saved import save_tables
     from privads.signals.summary import lines, plan_lines, summary
 
-    if not dry_run:
-        check_place(place.absolute())
     train, _ = open_logs(read)
     planned = plan_release(read.release, read.plan, train.source)
     train.source.check_unit(read.plan.unit)
@@ -54,10 +51,11 @@ def release(
         else:
             typer.echo("\n".join(plan_lines(planned)))
         return
+    check_room(planned, place, population=train.source.population)
     ledger = open_ledger(read, train.source)
     found = planned.run(train, ledger=ledger, purpose="release tables", insecure_seed=read.run.insecure_seed)
     tables = consistent(found.tables) if read.release.consistent else found.tables
-    save_tables(tables, place)
+    keep_tables(tables, place)
     if as_json:
         print_json({**summary(planned, tables), "out": str(place), "entry": found.entry})
     else:

@@ -1,4 +1,4 @@
-"""A progress bar that shows how far a run is and what it has cost, and nothing computed from rows."""
+"""Progress bars that show how far a run is and what it has cost, and nothing computed from rows."""
 
 import contextlib
 import sys
@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dp_accounting import dp_event
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from accounting.accountant import COARSE_GRID, Bounds, epsilon
 from accounting.budget import Budget
@@ -68,6 +68,27 @@ def bar(plan: Spending, *, each: str = "steps", released: str = RELEASED) -> Ite
                 progress.update(task, completed=step)
 
         yield show
+
+
+@contextlib.contextmanager
+def stages(*, quiet: bool = False) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Gives a function to call with what is begun; it returns one to call with the steps done and how many there are.
+
+    A stage whose steps are not told, as they would tell of rows, shows only for how long it has been at work. Where
+    stderr is no terminal nothing is shown.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: lambda _, __: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=None)
+
+        def begin(doing: str) -> Callable[[int, int], None]:
+            progress.reset(task, total=None, description=doing)
+            return lambda done, of: progress.update(task, completed=done, total=of)
+
+        yield begin
 
 
 def spent_after(plan: Spending, steps: int, *, released: str = RELEASED) -> str:

@@ -244,12 +244,14 @@ class LearnTable(_Table):
 
     label: where the tables are about several. features: "none" learns from the tables alone and reads no row; "public"
     and "unprotected" read the rows' features, which nothing protects then: "public" states that they are declared so.
+    independent: states that columns are independent where no table is by both, of tables alone.
     sample: rows of a synthetic log to draw, which costs nothing.
     """
 
     tables: list[str] = Field(min_length=1)
     label: str | None = None
     features: Literal["none", "public", "unprotected"] = "none"
+    independent: bool = False
     sample: int = Field(default=0, ge=0, le=100_000_000)
     out: str | None = None
 

@@ -8,8 +8,9 @@ decides nothing visible, unless the schema says that the data are public; then a
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from privads.batch import Batch
 from privads.features.stateless import hash_buckets, log_scale
 from privads.logs.labels import DelayedLabel, ValueLabel
 from privads.logs.past import Earlier, Past
-from privads.logs.reader import MISSING_TEXTS, LogError
+from privads.logs.reader import MISSING_TEXTS, LogError, read_batches
 from privads.logs.schema import EPOCH_SECONDS, Schema
 
 MISSING = -1
@@ -87,6 +88,13 @@ class Part:
     numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     texts: dict[str, Texts] = field(default_factory=dict)
     pasts: dict[Past, Earlier] = field(default_factory=dict)
+
+
+def encoded(files: Iterable[Path], schema: Schema, *, raw: bool = False) -> Iterator[Part]:
+    """Yields the rows of whole files, in their order, as `encode` returns them."""
+    for file in files:
+        for batch in read_batches(file, schema, schema.columns):
+            yield encode(batch, schema, raw=raw)
 
 
 def encode(batch: pa.RecordBatch, schema: Schema, *, raw: bool = False) -> Part:

@@ -8,6 +8,7 @@ changing all labels of one unit moves the counts of positives and of negatives, 
 the unit out does, and the release is the same Gaussian mechanism with its noise multipliers divided by sqrt(2).
 """
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from privads.logs.schema import Schema
 from privads.signals.encoding import Encoding, Features, Floats
 from privads.signals.glm import NoisyLogistic, learn
 from privads.signals.margins import Margin
-from privads.signals.maximum_entropy import MaximumEntropy
+from privads.signals.maximum_entropy import MaximumEntropy, Progress
 from privads.signals.maximum_entropy_fit import fit_maximum_entropy
 from privads.signals.query import OTHER, Grid, OneOf, Query, Source
 from privads.signals.release import drawing_delta
@@ -62,14 +63,14 @@ class Learned:
         """Returns (rows,) probabilities. rows: (rows, columns) places, as `places_of` gives them."""
         return self.model.predict(np.asarray(rows, dtype=np.int64))
 
-    def sample(self, count: int, *, seed: int) -> pa.Table:
+    def sample(self, count: int, *, seed: int, progress: Progress | None = None) -> pa.Table:
         """Returns a synthetic log of ``count`` rows: categories as texts, numbers as the middles of their cells.
 
         Free of cost: it comes from the tables alone. Refused of a model that read rows, which has no law of them.
         """
         if not isinstance(self.model, MaximumEntropy):
             raise ValueError("a synthetic log is drawn from a model of tables alone: learn it without features")
-        rows, labels = self.model.sample(count, seed=seed)
+        rows, labels = self.model.sample(count, seed=seed, progress=progress)
         columns = {part.column: _texts(part, rows[:, i]) for i, part in enumerate(self.parts)}
         return pa.table({**columns, self.label: pa.array(labels)})
 
@@ -115,15 +116,31 @@ class Learned:
             raise ConfigError(f"{file} holds no model that `privads learn` wrote ({type(error).__name__})") from None
 
 
-def from_tables(tables: Sequence[NoisyTable], *, label: str | None = None, seed: int = 0) -> Learned:
-    """Returns the maximum-entropy model of tables by single columns, and by any pairs; reads no row.
+def from_tables(
+    tables: Sequence[NoisyTable],
+    *,
+    label: str | None = None,
+    independent: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Learned:
+    """Returns the maximum-entropy model of tables by single columns and by each pair of them; reads no row.
 
-    tables: with the label's positives and negatives, by public places; one by each column that a pair has. seed: of
-    the chains that expectations are taken over.
+    tables: with the label's positives and negatives, by public places. independent: pairs may be missing, and you
+    state that what two such columns have in common is in other pairs, or nothing. Where they are tied, their one effect
+    is counted twice, and the model may be far worse than a constant. seed: of the chains that expectations are taken
+    over.
     """
     task = label_of(tables, label)
     chosen = [table for table in tables if table.query.label == task and len(table.query.by) in (1, 2)]
     parts = _parts(chosen)
+    apart = _apart(chosen, parts)
+    if apart and not independent:
+        raise ValueError(
+            f"no table is by both {apart[0][0]!r} and {apart[0][1]!r}, so that it is not known how they go together: "
+            "release tables by pairs too, or state learn.independent = true, under which an effect that such columns "
+            "share is counted twice"
+        )
     rows: list[Margin] = []
     positives: list[Margin] = []
     for table in chosen:
@@ -138,10 +155,11 @@ def from_tables(tables: Sequence[NoisyTable], *, label: str | None = None, seed:
             cells = np.transpose(values.reshape(shape), order)
             kept.append(Margin(columns=places, values=cells, noise_std=noise_std))
     source = _costs(releases(chosen))
-    model = fit_maximum_entropy(rows, positives, source=source, seed=seed)
-    return Learned(
-        parts=parts, label=task, model=model, guarantee=f"learned from tables alone: {source}; no row was read"
-    )
+    model = fit_maximum_entropy(rows, positives, source=source, seed=seed, progress=progress)
+    guarantee = f"learned from tables alone: {source}; no row was read"
+    if apart:
+        guarantee += "; columns that no table has both of are taken to be independent"
+    return Learned(parts=parts, label=task, model=model, guarantee=guarantee)
 
 
 def with_features(
@@ -364,6 +382,13 @@ def _parts(tables: Sequence[NoisyTable]) -> tuple[Public, ...]:
     if len({part.column for part in parts}) < len(parts):
         raise ValueError("tables must have the same places of a column wherever they are by it")
     return tuple(parts)
+
+
+def _apart(tables: Sequence[NoisyTable], parts: Sequence[Public]) -> list[tuple[str, str]]:
+    """Returns the pairs of columns that no table is by."""
+    together = {frozenset(table.query.columns) for table in tables}
+    columns = itertools.combinations([part.column for part in parts], 2)
+    return [pair for pair in columns if frozenset(pair) not in together]
 
 
 def _texts(part: Public, places: NDArray[np.int64]) -> pa.Array:

@@ -10,7 +10,7 @@ row of anyone: any model can be trained on it, and the tables have paid for all.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ BURN_IN = 20
 """Steps from the tree's draws to rows of the field."""
 
 FORMAT = "privads maximum entropy 1"
+
+Progress = Callable[[int, int], None]
+"""Called with how many steps are done and how many there are, which is public."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,9 @@ class MaximumEntropy:
         """Returns (rows,) P(y = 1 | x) of rows (rows, columns) of codes."""
         return np.asarray(expit(summed(self.field.theta, self._merged(rows))))
 
-    def sample(self, count: int, *, seed: int, burn_in: int = BURN_IN) -> tuple[Codes, NDArray[np.int8]]:
+    def sample(
+        self, count: int, *, seed: int, burn_in: int = BURN_IN, progress: Progress | None = None
+    ) -> tuple[Codes, NDArray[np.int8]]:
         """Returns a synthetic log: rows (count, columns) of codes, and labels (count,) 0 or 1.
 
         Each row is the end of a chain of its own, so rows are independent. A merged value becomes one of its values,
@@ -65,8 +70,10 @@ class MaximumEntropy:
             raise ValueError(f"count must be at least 1 and burn_in not negative, got {count} and {burn_in}")
         rng = np.random.default_rng(seed)
         rows = self.tree.draw(count, rng)
-        for _ in range(burn_in):
+        for step in range(burn_in):
             rows = sweep(self.field, self.tree, rows, rng)
+            if progress is not None:
+                progress(step + 1, burn_in)
         labels = rng.random(count) < expit(summed(self.field.theta, rows))
         own = [_one_of(codes, rows[:, column], rng) for column, codes in enumerate(self.codings)]
         return np.stack(own, axis=1), labels.astype(np.int8)

@@ -12,13 +12,15 @@ N E[K(x)] = r and N E[y K(x)] = c. What noise of variance s^2 on each count leav
             v the variance of a table's effects, which the table tells itself: of a column by moments and then, in the
             first turn only, by EM; of a pair by moments, in the turn in which it is found to say more. This is the
             posterior mode of an effect N(0, v) whose statistic is N(C_j(theta), V_j + s_j^2), coordinate by coordinate:
-            noise pulls effects to 0 and biases none, and a negative count is as good as any other.
+            noise pulls effects to 0 and biases none, and a negative count is as good as any other. What a pair says
+            more is judged by its own noisy rows: where chains have others, that is no effect.
 
 The two take turns. Noise of rows and of positives is treated as independent, as it is in separate tables.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize
@@ -27,7 +29,7 @@ from scipy.special import expit
 
 from privads.signals.chains import Codes, Factors, Field, Floats, Tree, margin, summed, sweep
 from privads.signals.margins import Cells, Margin, coding, merge, pair_law, says_more, signal_var, total, with_margins
-from privads.signals.maximum_entropy import Learned, MaximumEntropy
+from privads.signals.maximum_entropy import Learned, MaximumEntropy, Progress
 
 CHAINS = 100_000
 TURNS = 2
@@ -37,14 +39,27 @@ SWEEPS = 10
 KEPT = 3
 """Of a turn's last steps, how many rows of each chain theta is fitted on."""
 
-RAKING = 5
-"""Rounds of weighting the rows by all columns."""
+RAKING = 10
+"""Rounds of weighting the rows by all columns and pairs."""
+
+MOST_FACTOR = 10.0
+"""By which one round multiplies or divides the weight of a row for one table."""
 
 EM_STEPS = 3
-LEAST_VAR = 1e-6
-"""Of a table's effects, which a table that says nothing has."""
+LEAST_VAR, MOST_VAR = 1e-6, 4.0
+"""Of a table's effects: one that says nothing has the least, and more than the most is no effect but a misfit."""
 
 Key = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tables:
+    """The noisy tables by merged values, as `_consistent` makes them, and the totals of rows and of positives."""
+
+    rows: Mapping[Key, Cells]
+    positives: Mapping[Key, Cells]
+    count: float
+    hit: float
 
 
 def fit_maximum_entropy(
@@ -55,11 +70,12 @@ def fit_maximum_entropy(
     seed: int,
     chains: int = CHAINS,
     turns: int = TURNS,
+    progress: Progress | None = None,
 ) -> MaximumEntropy:
     """Returns the model of noisy counts of rows and of positives by each column, and by any pairs of columns.
 
     source: what the tables are, in words: whose event, budget and unit. seed: of the chains. chains: rows that the
-    expectations are taken over; their error is that of a log of so many rows.
+    expectations are taken over; their error is that of a log of so many rows. progress: of turns and steps of chains.
     """
     columns = _checked(rows, positives)
     singles = {one.columns[0]: one for one in rows if one.order == 1}
@@ -78,11 +94,20 @@ def fit_maximum_entropy(
     variances: dict[Key, float] = {
         key: _first_var(cells, laws[key], count, hit / count) for key, cells in hits.items() if len(key) == 1
     }
+    known = _Tables(rows=seen, positives=hits, count=count, hit=hit)
     kept = [state]
+    steps = itertools.count(1)
+
+    def stepped() -> None:
+        if progress is not None:
+            progress(next(steps), turns * (1 + SWEEPS) + 1)
+
     for _ in range(turns):
-        field, variances = _label_turn(field, kept, laws, hits, count, hit, variances)
-        field, kept = _row_turn(field, tree, kept[-1], laws, rng)
-    field, _ = _label_turn(field, kept, laws, hits, count, hit, variances)
+        field, variances = _label_turn(field, kept, laws, known, variances)
+        stepped()
+        field, kept = _row_turn(field, tree, kept[-1], laws, rng, stepped)
+    field, _ = _label_turn(field, kept, laws, known, variances)
+    stepped()
     learned = [
         Learned(columns=one.columns, measure=measure, cells=one.values.size, noise_std=one.noise_std)
         for measure, tables in (("rows", rows), ("positives", positives))
@@ -163,9 +188,14 @@ def _start(laws: Mapping[Key, Floats], tree: Tree) -> dict[Key, Floats]:
 
 
 def _row_turn(
-    field: Field, tree: Tree, state: Codes, laws: Mapping[Key, Floats], rng: np.random.Generator
+    field: Field,
+    tree: Tree,
+    state: Codes,
+    laws: Mapping[Key, Floats],
+    rng: np.random.Generator,
+    stepped: Callable[[], None],
 ) -> tuple[Field, list[Codes]]:
-    """Returns the field with mu moved to the laws, and the chains of the last steps."""
+    """Returns the field with mu moved to the laws, and the chains of the last steps. stepped: called after each."""
     chains = len(state)
     degree = max(len(field.neighbors(column)) for column in range(len(field.sizes)))
     mu, kept = dict(field.mu), []
@@ -176,6 +206,7 @@ def _row_turn(
         for key, law in laws.items():
             shown = margin(state, key, field.sizes) / chains
             mu[key] = mu[key] + rate * np.clip((law - shown) / (np.maximum(law, shown) + 1 / chains), -1, 1)
+        stepped()
     return replace(field, mu=mu), kept[-KEPT:]
 
 
@@ -183,20 +214,19 @@ def _label_turn(
     field: Field,
     kept: Sequence[Codes],
     laws: Mapping[Key, Floats],
-    hits: Mapping[Key, Cells],
-    count: float,
-    hit: float,
+    tables: _Tables,
     variances: Mapping[Key, float],
 ) -> tuple[Field, dict[Key, float]]:
     """Returns the field with theta fitted to the rows in ``kept``, and the variances of effects."""
     rows = np.concatenate(kept)
-    weights = count * _weights(rows, laws, field.sizes)
-    found = dict(variances)
-    theta = field.theta
+    weights = tables.count * _weights(rows, laws, field.sizes)
+    found, theta, hit = dict(variances), field.theta, tables.hit
+    hits = _of_these_rows(tables, rows, weights, expit(summed(theta, rows)), field.sizes)
     for _ in range(EM_STEPS if len(kept) == 1 else 1):
         theta, new = _em_step(theta, rows, weights, field.sizes, hits, hit, found)
         found = new if len(kept) == 1 else found
     p = expit(summed(theta, rows))
+    hits = _of_these_rows(tables, rows, weights, p, field.sizes)
     for key, cells in hits.items():
         if key in found:
             continue
@@ -204,11 +234,35 @@ def _label_turn(
         drawn = margin(rows, key, field.sizes, (weights * p) ** 2)
         variance, misfit = np.maximum(slope, 1e-9) + cells.noise_var + drawn, cells.values - expected
         if says_more(misfit, variance):
-            found[key] = max(signal_var(misfit, slope, variance), LEAST_VAR)
+            found[key] = float(np.clip(signal_var(misfit, slope, variance), LEAST_VAR, MOST_VAR))
             theta = {**theta, key: np.zeros(cells.values.shape)}
     if len(found) > len(variances):
         theta, _ = _em_step(theta, rows, weights, field.sizes, hits, hit, found)
     return replace(field, mu=_held(field, theta, rows, weights), theta=theta), found
+
+
+def _of_these_rows(
+    tables: _Tables, rows: Codes, weights: Floats, p: Floats, sizes: tuple[int, ...]
+) -> dict[Key, Cells]:
+    """Returns the positives as they would be if a pair's cells had the rows' weights: c - q (r - weight), q the mean
+    of p in the cell.
+
+    What the rows of a pair's law lack or have too much of is then not taken for an effect on the label; r is noisy,
+    and so is what this adds.
+    """
+    found = dict(tables.positives)
+    for key, cells in tables.positives.items():
+        counted = tables.rows.get(key)
+        if len(key) == 1 or counted is None:
+            continue
+        weight = margin(rows, key, sizes, weights)
+        rate = margin(rows, key, sizes, weights * p) / np.maximum(weight, 1e-9)
+        found[key] = Cells(
+            columns=key,
+            values=cells.values - rate * (counted.values - weight),
+            noise_var=cells.noise_var + rate**2 * counted.noise_var,
+        )
+    return found
 
 
 def _em_step(
@@ -231,7 +285,7 @@ def _em_step(
     found = {}
     for key, variance in variances.items():
         unknown = 1 / (told[key] + 1 / variance)
-        found[key] = max(float((fitted[key] ** 2 + unknown).mean()), LEAST_VAR)
+        found[key] = float(np.clip((fitted[key] ** 2 + unknown).mean(), LEAST_VAR, MOST_VAR))
     return fitted, found
 
 
@@ -282,12 +336,17 @@ def _first_var(cells: Cells, law: Floats, count: float, rate: float) -> float:
 
 
 def _weights(rows: Codes, laws: Mapping[Key, Floats], sizes: tuple[int, ...]) -> Floats:
-    """Returns (rows,) weights of sum 1 that give every column exactly its law, by iterative proportional fitting."""
+    """Returns (rows,) weights of sum 1 that give pairs nearly their laws and every column exactly its own.
+
+    By iterative proportional fitting, pairs before columns. Chains may not have reached the laws of pairs, and where
+    columns are tied what is left would count one effect several times.
+    """
     weights = np.full(len(rows), 1 / len(rows))
     for _ in range(RAKING):
-        for column in range(len(sizes)):
-            shown = margin(rows, (column,), sizes, weights)
-            weights = weights * (laws[column,] / np.maximum(shown, 1e-300))[rows[:, column]]
+        for key in sorted(laws, key=len, reverse=True):
+            shown = margin(rows, key, sizes, weights)
+            factor = np.clip(laws[key] / np.maximum(shown, 1e-300), 1 / MOST_FACTOR, MOST_FACTOR)
+            weights = weights * factor[tuple(rows[:, column] for column in key)]
     return np.asarray(weights / weights.sum())
 
 

@@ -11,8 +11,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,6 +27,7 @@ from accounting import accountant, mechanisms
 from accounting.budget import Budget, Neighbors
 from privads.config import ConfigError, parse_model
 from privads.logs.labels import Facts
+from privads.new_folder import new_folder
 from privads.signals.bounds import Bounds
 from privads.signals.query import Floats, Grid, Key, OneOf, Part, Query, Sum
 from privads.signals.table import Law, NoisyTable, Terms, by_release, sensitivities
@@ -178,28 +177,13 @@ def load_table(file: Path) -> NoisyTable:
 def save_tables(tables: Sequence[NoisyTable], folder: Path) -> None:
     """Write a release's tables to a new folder, each to a file named by its number and what it is by.
 
-    Where another process made the folder meanwhile, the tables, which are paid for, stay where the error says.
+    The folder appears whole or not at all; of tables that nobody else holds see `kept.keep_tables`.
     """
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another place, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A name that no killed process has left behind: a container's processes have the same numbers again and again.
-    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    draft = place / "tables"
-    draft.mkdir()
-    try:
+    with new_folder(folder) as draft:
         for number, table in enumerate(tables):
             save_table(table, draft / f"{number:03}-{_name(table.query)}.parquet")
-    except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
-        raise
-    try:
-        draft.replace(folder)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {folder} ({error.strerror}): the tables are paid for, and in {draft}"
-        ) from None
-    place.rmdir()
 
 
 def load_tables(place: Path) -> tuple[NoisyTable, ...]:

@@ -114,8 +114,8 @@ def read_about(folder: Path) -> tuple[str, dict[str, Any], Schema]:
     file = _existing(folder, MODEL)
     if (folder / "learned.json").is_file():
         raise ConfigError(
-            f"{folder} is no run folder: `privads learn` wrote it. Score with it in Python, by "
-            "privads.signals.learned.Learned.load, or train on a synthetic log of it (learn.sample)"
+            f"{folder} is no run folder: `privads learn` wrote it. Score a log with it by `privads predict`, or train "
+            "on a synthetic log of it (learn.sample)"
         )
     try:
         about = json.loads(file.read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
 """Scores of a log, written in its own order and never held in memory as a whole."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,12 @@ from torch import nn
 from privads.batch import padding
 from privads.evaluation.calibrate import Calibration
 from privads.features.pipeline import Features
-from privads.logs.encode import Part, as_batch, encode
+from privads.logs.encode import as_batch, encoded
 from privads.logs.past import looking_back
-from privads.logs.reader import check_columns, find_files, read_batches
+from privads.logs.reader import check_columns, find_files
 from privads.logs.schema import Schema
 from privads.models.heads import heads_of
+from privads.new_folder import new_file
 
 
 def write_scores(
@@ -43,37 +43,26 @@ def write_scores(
     files = find_files(path)
     for file in files:
         check_columns(file, read, read.columns)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
     heads = heads_of(schema)
     with torch.no_grad():
         names = [f"{task}_{name}" for task, one in model(padding(schema)).items() for name in heads[task].read(one)]
     columns = pa.schema([(name, pa.float64()) for name in (*names, *(f"{task}_calibrated" for task in maps))])
     rows = 0
-    try:
-        with (
-            pyarrow.parquet.ParquetWriter(draft, columns) as writer,
-            looking_back(_parts(files, read, raw=True), pasts, unit_columns=len(read.unit)) as look_back,
-        ):
-            for part in _parts(files, read, raw=features is not None):
-                part = part if features is None else features.encoded(look_back(part))
-                rows += len(part.fits)
-                with torch.no_grad():
-                    outputs = model(as_batch(part, np.arange(len(part.fits))))
-                found = {task: heads[task].read(one.double()) for task, one in outputs.items()}
-                scores = [one.numpy() for reading in found.values() for one in reading.values()]
-                scores += [_calibrated(found[task]["probability"].numpy(), one) for task, one in maps.items()]
-                writer.write_table(pa.table([pa.array(one, mask=~part.fits) for one in scores], schema=columns))
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with (
+        new_file(out) as draft,
+        pyarrow.parquet.ParquetWriter(draft, columns) as writer,
+        looking_back(encoded(files, read, raw=True), pasts, unit_columns=len(read.unit)) as look_back,
+    ):
+        for part in encoded(files, read, raw=features is not None):
+            part = part if features is None else features.encoded(look_back(part))
+            rows += len(part.fits)
+            with torch.no_grad():
+                outputs = model(as_batch(part, np.arange(len(part.fits))))
+            found = {task: heads[task].read(one.double()) for task, one in outputs.items()}
+            scores = [one.numpy() for reading in found.values() for one in reading.values()]
+            scores += [_calibrated(found[task]["probability"].numpy(), one) for task, one in maps.items()]
+            writer.write_table(pa.table([pa.array(one, mask=~part.fits) for one in scores], schema=columns))
     return rows
-
-
-def _parts(files: Sequence[Path], read: Schema, *, raw: bool) -> Iterator[Part]:
-    for file in files:
-        for batch in read_batches(file, read, read.columns):
-            yield encode(batch, read, raw=raw)
 
 
 def _calibrated(probability: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:

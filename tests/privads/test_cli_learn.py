@@ -5,12 +5,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from accounting.ledger import Ledger
 from privads.logs.simulator import DEVICES, schema_toml
+from privads.run_config import read_config
+from privads.signals.encoding import Floats
 from privads.signals.learned import Learned
+from privads.signals.learning_job import learn_from
 from tests.privads.test_cli import Done, privads, refused, simulated
 
 RUN_TOML = f"""\
@@ -26,6 +30,7 @@ delta = 1e-6
 unit = "user"
 [release]
 columns = ["device", "ad_position"]
+pairs = true
 label = "conversion"
 rows_per_unit = 2
 out = "tables"
@@ -38,6 +43,7 @@ tables = ["tables"]
 out = "learned"
 """
 COST = "epsilon <= 4.00 (delta 1e-06, user, add/remove, all tables)"
+FIRST = next(iter(DEVICES))
 SYNTHETIC = """\
 [data]
 path = "learned/synthetic.parquet"
@@ -169,10 +175,10 @@ def test_a_synthetic_log_is_told_and_trains_and_scores_the_real_one(folder: Path
     )
 
 
-def test_predict_says_what_a_learned_folder_is_for(folder: Path) -> None:
+def test_evaluate_says_what_a_learned_folder_is_for(folder: Path) -> None:
     assert learn(folder).returncode == 0
-    said = privads(folder, "predict", "learned", "log.parquet", "--out", "scores.parquet")
-    refused(said, 2, "`privads learn` wrote it", "Learned.load", "learn.sample")
+    said = privads(folder, "evaluate", "learned", "--epsilon", "1")
+    refused(said, 2, "`privads learn` wrote it", "`privads predict`", "learn.sample")
 
 
 def test_a_folder_that_exists_is_left_as_it_is(folder: Path) -> None:
@@ -229,3 +235,89 @@ def test_bad_input_is_one_line(folder: Path, settings: list[str], words: list[st
 def test_a_file_without_learn_is_bad_input(folder: Path) -> None:
     (folder / "run.toml").write_text(RUN_TOML.split("[learn]")[0])
     refused(learn(folder), 2, "run.toml has no [learn]", "tables")
+
+
+def test_progress_is_of_public_steps_and_tells_nothing_of_rows_that_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    told: dict[str, list[tuple[str, int, int]]] = {}
+    for features in ("none", "unprotected"):
+        settings = [f"learn.features={features}", *(["learn.sample=10"] if features == "none" else [])]
+        read = read_config(Path("run.toml"), settings)
+        assert read.learn is not None
+        own: list[tuple[str, int, int]] = []
+        learn_from(read, read.learn, lambda doing, own=own: lambda done, of: own.append((doing, done, of)))  # type: ignore[misc]
+        told[features] = own
+    assert told["unprotected"] == []
+    assert {doing for doing, _, _ in told["none"]} == {"learning from the tables", "drawing a synthetic log"}
+    assert all(1 <= done <= of for _, done, of in told["none"])
+
+
+def test_single_columns_alone_are_learned_from_where_they_are_stated_to_be_independent(folder: Path) -> None:
+    (folder / "tables" / "002-device-ad_position.parquet").unlink()
+    refused(learn(folder), 2, "no table is by both 'device' and 'ad_position'", "release tables by pairs too")
+    done = learn(folder, "learn.independent=true")
+    assert done.returncode == 0, done.stderr
+    assert "no row was read; columns that no table has both of are taken to be independent" in done.stdout
+    with_features = learn(folder, "learn.independent=true", "learn.features=public", options=("--out", "other"))
+    refused(with_features, 2, "learn.independent is for tables alone")
+
+
+def predict(folder: Path, log: str) -> Done:
+    return privads(folder, "predict", "learned", log, "--out", "scores.parquet")
+
+
+def scores(folder: Path) -> Floats:
+    table = pyarrow.parquet.read_table(folder / "scores.parquet")
+    assert table.column_names == ["conversion_probability"]
+    return np.asarray(table[0].to_numpy(zero_copy_only=False))
+
+
+@pytest.mark.parametrize("features", ["none", "unprotected"])
+def test_a_learned_folder_scores_a_log_row_by_row_in_its_order_without_labels(folder: Path, features: str) -> None:
+    assert learn(folder, f"learn.features={features}").returncode == 0
+    devices, positions = ["tv", None, FIRST, "unheard of"], [1.0, 5.0, None, 200.0]
+    table = pa.table({"ad_position": positions, "more": [1, 2, 3, 4], "device": devices})
+    pyarrow.parquet.write_table(table, folder / "new.parquet")
+    done = predict(folder, "new.parquet")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "4 rows scored: scores.parquet\n"
+    # By hand: a device's place is that in the file, then any other's, then a missing one's; positions [1, 4), [4, 10].
+    tv = list(DEVICES).index("tv") if "tv" in DEVICES else len(DEVICES)
+    places = np.array([[tv, 0], [len(DEVICES) + 1, 1], [0, 2], [len(DEVICES), 1]])
+    model = Learned.load(folder / "learned" / "model.json")
+    assert scores(folder) == pytest.approx(model.predict(places), abs=1e-12)
+
+
+def test_a_text_log_is_scored_as_its_schema_reads_it_and_a_row_that_does_not_fit_is_null(folder: Path) -> None:
+    schema = (folder / "ads.toml").read_text()
+    (folder / "ads.toml").write_text(schema + '\n[text]\ndelimiter = ";"\nmissing = ["-1"]\n')
+    assert learn(folder).returncode == 0
+    (folder / "new.csv").write_text(f"device;ad_position\n{FIRST};-1\n{FIRST};word\n")
+    assert predict(folder, "new.csv").returncode == 0
+    missing, misfit = scores(folder)
+    model = Learned.load(folder / "learned" / "model.json")
+    assert missing == pytest.approx(model.predict(np.array([[0, 2]]))[0])
+    assert np.isnan(misfit)
+
+
+def test_a_model_that_was_learned_where_no_log_is_scores_one_too(folder: Path) -> None:
+    (folder / "run.toml").write_text(RUN_TOML.replace("test_fraction = 0.2\n", ""))
+    (folder / "ads.toml").unlink()
+    assert learn(folder).returncode == 0
+    assert predict(folder, "log.parquet").returncode == 0
+    found = scores(folder)
+    assert len(found) == pyarrow.parquet.read_metadata(folder / "log.parquet").num_rows
+    assert ((found > 0) & (found < 1)).all()
+
+
+def test_what_cannot_be_scored_is_one_line_and_leaves_no_file(folder: Path) -> None:
+    assert learn(folder).returncode == 0
+    pyarrow.parquet.write_table(pa.table({"device": ["tv"]}), folder / "new.parquet")
+    refused(predict(folder, "new.parquet"), 2, "no column 'ad_position'")
+    (folder / "learned" / "schema.json").write_text("{")
+    refused(predict(folder, "log.parquet"), 2, "schema.json was changed")
+    (folder / "learned" / "model.json").write_text("{}")
+    refused(predict(folder, "log.parquet"), 2, "model.json holds no model")
+    assert not (folder / "scores.parquet").exists()

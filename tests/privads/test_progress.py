@@ -54,3 +54,23 @@ def test_a_federated_plan_is_shown_by_its_rounds_for_its_own_neighbors() -> None
     values = [float(progress.spent_after(plan, rounds).split()[2]) for rounds in (1, 5, 20)]
     assert values[0] < values[1] == values[2] == pytest.approx(plan.spent.upper, abs=0.01)
     assert "user, replace" in progress.spent_after(plan, 5)
+
+
+def test_stages_are_shown_on_a_terminal_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.stages() as stage:
+        stage("learning from the tables")(1, 2)
+    assert capsys.readouterr() == ("", "")
+    shown = {}
+    for quiet in (False, True):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("TERM", "xterm")
+        with progress.stages(quiet=quiet) as stage:
+            stage("learning from the tables")(1, 2)
+            stage("judging")
+        shown[quiet] = terminal.getvalue()
+    assert "judging" in shown[False]
+    assert shown[True] == ""
