@@ -155,6 +155,11 @@ def named_tables(model: nn.Module) -> dict[nn.Parameter, str]:
     return {one: names[one] for one in tables_of(model)}
 
 
+def rows_of_tables(model: nn.Module) -> int:
+    """Returns how many rows the trained tables have together."""
+    return sum(len(table) for table in tables_of(model))
+
+
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[tuple[nn.Module, tuple[Any, ...]]]]:
     """Within it each call of a trained table's layer is appended to the list: the layer, and what went in."""
