@@ -184,7 +184,7 @@ def batch_size_as_the_divisor(patch: pytest.MonkeyPatch) -> None:
 
     def by_rows(self: PlanOptimizer) -> None:
         scale(self)
-        for parameter in self._noised:
+        for parameter in self.noised:
             parameter.grad *= self.expected_batch_size / USERS  # the number of users that were drawn
 
     patch.setattr(PlanOptimizer, "scale_grad", by_rows)
