@@ -29,7 +29,7 @@ from privads.training.resume import Resumption, Standing
 from privads.training.run import Facts, Run, fingerprint
 from privads.training.sampling import TruncatedPoissonSampler, sampler_for
 from privads.training.selection import SelectedTables, select_these, selection
-from privads.training.tables import LazyTables, named_tables, tables_of
+from privads.training.tables import LazyTables, named_tables, rows_of_tables, tables_of
 from privads.training.uses import touched_by_all
 
 _State = Literal["new", "ready", "drawn", "summed", "finished"]
@@ -108,12 +108,10 @@ class PrivateEngine:
                 optimizer, self.plan, self.randomness, self._clip, self._take_sums, self._after_step, self._tables
             )
             if self.canaries is not None:
-                seed = self.randomness.insecure_seed
-                noised = self._optimizer.noised
-                self._watch = watch_for(
+                noised, seed = self._optimizer.noised, self.randomness.insecure_seed
+                self._watch = self._optimizer.watch = watch_for(
                     self.canaries, self.plan, model, loss, rows, noised, self._tables, insecure_seed=seed
                 )
-                self._optimizer.watch = self._watch
             group = optimizer.param_groups[0]
             self._rate = float(group.get("initial_lr", group["lr"]))  # the former where a schedule starts lower
             self._kept = {name: one.clone() for name, one in self._untrained().items()}
@@ -277,7 +275,7 @@ class PrivateEngine:
             return None
         if plan.table_noise == "lazy":
             return LazyTables(model, optimizer, plan, self.randomness, self._gradients.runs_of)
-        select = selection(plan, _rows_of_tables(model), self.randomness)
+        select = selection(plan, rows_of_tables(model), self.randomness)
         return SelectedTables(named_tables(model), optimizer, self.randomness, batch=plan.batch, select=select)
 
     def _resumed(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Rows) -> Standing:
@@ -327,7 +325,7 @@ class PrivateEngine:
             return
         rows_per_unit = plan.rows_per_unit
         touched = touched_by_all(self.model, sampled, sampled.units, rows_per_unit=rows_per_unit, generator=generator)
-        self._tables.select = selection(plan, _rows_of_tables(self.model), self.randomness, touched=touched)
+        self._tables.select = selection(plan, rows_of_tables(self.model), self.randomness, touched=touched)
 
     def _detach(self) -> None:
         """Leave the model as any other: settled, and without hooks."""
@@ -429,7 +427,3 @@ class PrivateEngine:
         self._check_process()
         if self._state != state:
             raise RuntimeError(otherwise)
-
-
-def _rows_of_tables(model: nn.Module) -> int:
-    return sum(len(table) for table in tables_of(model))
