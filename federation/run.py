@@ -274,8 +274,9 @@ class FederatedRun:
         if self.entry is not None:
             text = "the budget was charged before the first row was read"
             yield record.Assumption(status="enforced", text=text, by="Ledger")
-        again = "the rounds after it were" if plan.mechanism == "central" else "one update of each user was"
-        for text, by in of_resumptions(self.resumptions, each="round", again=again):
+        again = {"dense": "the rounds after it were", "adafest": "the rounds after it were", "lazy": "all rounds were"}
+        charged = again[plan.table_noise] if plan.mechanism == "central" else "one update of each user was"
+        for text, by in of_resumptions(self.resumptions, each="round", again=charged):
             yield record.Assumption(status="enforced", text=text, by=by)
         if self.rounds_done < plan.rounds:
             text = f"the run ended after {self.rounds_done} of {plan.rounds} rounds: to go on cost more than was left"

@@ -108,10 +108,10 @@ class PrivateEngine:
                 optimizer, self.plan, self.randomness, self._clip, self._take_sums, self._after_step, self._tables
             )
             if self.canaries is not None:
-                own, seed = self._tables, self.randomness.insecure_seed
-                noised = self._optimizer.noised
-                self._watch = watch_for(self.canaries, self.plan, model, loss, rows, noised, own, insecure_seed=seed)
-                self._optimizer.watch = self._watch
+                noised, seed = self._optimizer.noised, self.randomness.insecure_seed
+                self._watch = self._optimizer.watch = watch_for(
+                    self.canaries, self.plan, model, loss, rows, noised, self._tables, insecure_seed=seed
+                )
             group = optimizer.param_groups[0]
             self._rate = float(group.get("initial_lr", group["lr"]))  # the former where a schedule starts lower
             self._kept = {name: one.clone() for name, one in self._untrained().items()}

@@ -149,15 +149,15 @@ def tables_of(model: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
     return found
 
 
+def rows_of_tables(model: nn.Module) -> int:
+    """Returns how many rows its tables have together."""
+    return sum(len(table) for table in tables_of(model))
+
+
 def named_tables(model: nn.Module) -> dict[nn.Parameter, str]:
     """Returns the trained tables with their names, in the order of `tables_of`."""
     names = {one: name for name, one in model.named_parameters()}
     return {one: names[one] for one in tables_of(model)}
-
-
-def rows_of_tables(model: nn.Module) -> int:
-    """Returns how many rows the trained tables have together."""
-    return sum(len(table) for table in tables_of(model))
 
 
 @contextmanager

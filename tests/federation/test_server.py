@@ -303,9 +303,10 @@ def test_a_second_copy_of_tables_that_owe_noise_pays_for_all_rounds_or_shows_not
         one.write_bytes(file.read_bytes())
         one.chmod(0o600)
     for one in (file, other):
-        serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=one, resume=True))
+        run = serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=one, resume=True))
     first, again = ledger.history("small")
     assert again.epsilon == pytest.approx(first.epsilon)
+    assert any("all rounds were charged again" in text for text in run.report().with_status("enforced"))
     assert "steps 1 to 5" in again.purpose
     with pytest.raises(BudgetExceeded):
         serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=third, resume=True))
