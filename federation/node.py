@@ -5,7 +5,7 @@ silo's own plan, and a request under any other is refused before a row is read.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,25 @@ from torch import Tensor
 
 from federation.clipping import clip_norms
 from federation.cohort import LocalTraining
-from federation.messages import Answer, MessageError, Raw, Request, agreement, read_weights
+from federation.messages import (
+    Letter,
+    MessageError,
+    Raw,
+    Request,
+    agreement,
+    named_letter,
+    read_weights,
+    sums_letter,
+)
 from federation.plan import FederatedPlan
 from federation.population import Silo, check_users, randomness_of
 from federation.task import Task
 from privads.batch import Rows
 from privads.charge import check_protected
 from privads.training import working
+from privads.training.sampling import Draw
+
+_DRAWN = ("drawn_rows", "drawn_owners")
 
 RowsOfNode = Callable[[Mapping[str, Any]], Rows]
 """Makes a silo's rows from its configuration, such as ``lambda config: Logs(config["path"], schema)``; reads none."""
@@ -33,24 +45,50 @@ def rows_of(rows: Rows | RowsOfNode, config: Mapping[str, Any]) -> Rows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Memory:
-    """What a silo keeps of a run between two rounds. run, session, number: of the last request that it answered.
+    """What a silo keeps of a run between two requests. run, session: of the last one that it answered.
 
-    sent: how often each of its users has sent an update, where the plan limits that.
+    number: the last round whose sums it sent, 0 for none. named: the last round whose rows it named, and ``drawn`` the
+    cohort that will read them: the numbers of their rows, who owns each, and how many there are. sent: how often each
+    user has sent an update, where the plan limits that.
     """
 
     run: str
     session: str
-    number: int
-    sent: Tensor | None
+    number: int = 0
+    named: int = 0
+    sent: Tensor | None = None
+    drawn: tuple[Tensor, Tensor, int] | None = None
 
     def keep(self, file: Path) -> None:
         """Write it, for its owner alone."""
-        working.write(file, asdict(self))
+        working.write(file, vars(self))
+
+    def letter(self) -> Letter:
+        """Returns it as records, for a place that keeps letters."""
+        drawn = () if self.drawn is None else self.drawn[:2]
+        arrays = dict(zip(_DRAWN, drawn, strict=False)) | ({} if self.sent is None else {"sent": self.sent})
+        facts = {"run": self.run, "session": self.session, "number": self.number, "named": self.named}
+        units = {} if self.drawn is None else {"units": self.drawn[2]}
+        return {"memory": facts | units, "memory_arrays": {name: Raw.of(one) for name, one in arrays.items()}}
+
+    @classmethod
+    def of(cls, letter: Letter) -> "Memory | None":
+        """Returns what `letter` wrote, if it did; other records are left alone."""
+        if "memory" not in letter:
+            return None
+        facts, arrays = dict(letter["memory"]), letter["memory_arrays"]
+        found = {name: one.tensor(name, torch.int64, (None,)) for name, one in arrays.items()}
+        drawn = (found[_DRAWN[0]], found[_DRAWN[1]], facts.pop("units")) if "units" in facts else None
+        return cls(**facts, sent=found.get("sent"), drawn=drawn)
 
     @classmethod
     def kept(cls, file: Path) -> "Memory | None":
         """Returns what `keep` wrote, if it did."""
         return cls(**working.read(file)) if file.exists() else None
+
+
+Answered = tuple[Letter, Memory]
+"""What a silo sends, and what it must remember before it does."""
 
 
 class Node:
@@ -81,31 +119,51 @@ class Node:
         self._agreed = agreement(task, plan, rows.schema, **self._source)
         self._opened: tuple[Silo, LocalTraining] | None = None
 
-    def answer(
-        self, request: Request, weights: Mapping[str, Raw], memory: Memory | None, *, lasting: bool
-    ) -> tuple[Answer, Memory]:
-        """Returns the answer, and what is to be remembered before it is sent.
+    def name_rows(self, letter: Letter, memory: Memory | None) -> Answered:
+        """Returns the rows of tables that a fresh cohort will read, and what is to be remembered before they are sent.
 
-        memory: of the last request of any run; None where there is none. lasting: whether it outlives the server's
-        connection; where it does not, a silo that counts its users' updates cannot go on after a resume that it has not
-        seen the beginning of. Raises `MessageError` for what it does not answer.
+        memory: of the last request of any run; None where there is none. Raises `MessageError` for what it does not
+        answer.
         """
-        mine = memory if memory is not None and memory.run == request.run else None
-        self._check(request, mine, lasting=lasting)
-        given = read_weights(weights, self.task)
+        request, mine = self._checked(letter, memory)
+        if self.plan.table_noise != "lazy":
+            raise MessageError("the plan has no rows named before a round")
+        if request.number <= mine.named:
+            raise MessageError(f"the rows of round {request.number} were named before")
         silo, local = self._open(request.number)
-        counts = self.plan.participations is not None
-        if counts:
-            silo.restore(torch.zeros(len(silo.sent), dtype=torch.int64) if mine is None else _sent(mine))
-        sums = silo.sums(local, given, clip_norm=request.clip_norm)
-        return Answer.of(sums, number=request.number, plan=self.plan), Memory(
-            run=request.run,
-            session=request.session,
-            number=request.number,
-            sent=torch.from_numpy(silo.sent.copy()) if counts else None,
-        )
+        named = silo.named(local)
+        drawn = None if silo.drawn is None else _packed(silo.drawn)
+        return named_letter(request.number, named), replace(mine, named=request.number, drawn=drawn)
 
-    def _check(self, request: Request, memory: Memory | None, *, lasting: bool) -> None:
+    def sum_updates(self, letter: Letter, memory: Memory | None, *, lasting: bool) -> Answered:
+        """Returns the clipped sums of a round, and what is to be remembered before they are sent.
+
+        lasting: whether the memory outlives the server's connection; where it does not, a silo that counts its users'
+        updates cannot go on after a resume that it has not seen the beginning of.
+        """
+        request, mine = self._checked(letter, memory)
+        if request.number <= mine.number:
+            raise MessageError(f"round {request.number} was answered before")
+        counts, fresh = self.plan.participations is not None, memory is None or memory.run != request.run
+        if fresh and counts and request.resumed and not lasting:
+            raise MessageError(
+                "this node does not know how often its users sent an update: give it a folder to keep it"
+            )
+        lazy = self.plan.table_noise == "lazy"
+        if lazy and (mine.named != request.number or mine.drawn is None):
+            raise MessageError(f"the rows of round {request.number} were not named")
+        given = read_weights(letter, self.task)
+        silo, local = self._open(request.number)
+        if counts:
+            silo.restore(torch.zeros(len(silo.sent), dtype=torch.int64) if mine.sent is None else mine.sent)
+        silo.drawn = _unpacked(mine.drawn) if lazy and mine.drawn is not None else None
+        sums = silo.sums(local, given, clip_norm=request.clip_norm)
+        sent = torch.from_numpy(silo.sent.copy()) if counts else None
+        return sums_letter(sums, request.number, self.plan), replace(mine, number=request.number, sent=sent, drawn=None)
+
+    def _checked(self, letter: Letter, memory: Memory | None) -> tuple[Request, Memory]:
+        """Returns the request, and what is remembered of its run; refuses one that does not fit the silo's own plan."""
+        request = Request.of(letter)
         for what, digest in self._agreed.items():
             if getattr(request, what) != digest:
                 raise MessageError(f"the server's {what} is not this node's: both must be made alike")
@@ -114,12 +172,10 @@ class Node:
         least, most = clip_norms(self.plan, request.number)
         if not least <= request.clip_norm <= most:
             raise MessageError(f"the plan's clip norm of round {request.number} is not {request.clip_norm:g}")
-        if memory is not None and memory.session == request.session and request.number <= memory.number:
-            raise MessageError(f"round {request.number} was answered before")
-        if memory is None and request.resumed and self.plan.participations is not None and not lasting:
-            raise MessageError(
-                "this node does not know how often its users sent an update: give it a folder to keep it"
-            )
+        sent = memory.sent if memory is not None and memory.run == request.run else None
+        if memory is None or (memory.run, memory.session) != (request.run, request.session):
+            memory = Memory(run=request.run, session=request.session, sent=sent)  # another session may ask again
+        return request, memory
 
     def _open(self, number: int) -> tuple[Silo, LocalTraining]:
         randomness = randomness_of(self.number, number, **self._source)
@@ -127,13 +183,16 @@ class Node:
             rows_per_user = self.task.rows_per_user
             self._opened = (
                 Silo(self.rows, self.plan, rows_per_user=rows_per_user, randomness=randomness),
-                LocalTraining(self.task, self.rows.schema),
+                LocalTraining(self.task, self.rows.schema, counting=self.plan.table_noise == "adafest"),
             )
         self._opened[0].draw_from(randomness)
         return self._opened
 
 
-def _sent(memory: Memory) -> Tensor:
-    if memory.sent is None:
-        raise MessageError("what this node kept of the run does not say how often its users sent an update")
-    return memory.sent
+def _packed(drawn: Draw) -> tuple[Tensor, Tensor, int]:
+    return torch.from_numpy(drawn.row_numbers), torch.from_numpy(drawn.owners), drawn.units
+
+
+def _unpacked(drawn: tuple[Tensor, Tensor, int]) -> Draw:
+    rows, owners, units = drawn
+    return Draw(row_numbers=rows.numpy(), owners=owners.numpy(), units=units, sampled=units)

@@ -82,7 +82,7 @@ class Silo:
         )
         users = int(self._units.max()) + 1 if len(self._units) else 0
         self.sent: Numbers = np.zeros(users, dtype=np.int64)  # by each user so far
-        self._drawn: Draw | None = None
+        self.drawn: Draw | None = None  # the cohort whose rows were named
         if allowed is not None and len(allowed) != users:
             raise ValueError(f"a silo of {users} users was told of {len(allowed)}: tell of each")
         self._allowed = allowed
@@ -112,15 +112,10 @@ class Silo:
         self.sent[users] += 1
         return drawn
 
-    @property
-    def has_named(self) -> bool:
-        """Whether a cohort has named its rows and waits for them."""
-        return self._drawn is not None
-
     def named(self, local: LocalTraining) -> dict[str, Tensor]:
         """Returns, per table, the rows that a fresh cohort will read; the next `sums` are those of this cohort."""
-        self._drawn = self.draw()
-        return local.named(self.rows, self._drawn)
+        self.drawn = self.draw()
+        return local.named(self.rows, self.drawn)
 
     def sums(self, local: LocalTraining, weights: Weights, *, clip_norm: float) -> UserSums:
         """Returns the sum over a cohort of its users' clipped updates: the one whose rows were named, or a fresh one.
@@ -128,7 +123,7 @@ class Silo:
         Under mechanism "local" each user adds N(0, (noise_multiplier clip_norm)^2) to every number of every table; n
         such noises are one of sqrt(n) times the size.
         """
-        drawn, self._drawn = self._drawn or self.draw(), None
+        drawn, self.drawn = self.drawn or self.draw(), None
         with _fresh_dropout(self._randomness):
             found = local.cohort_sums(self.rows, drawn, weights, clip_norm=clip_norm)
         if self.plan.mechanism == "central":
@@ -226,8 +221,7 @@ class Members:
     def sums(self, number: int, weights: Weights, *, clip_norm: float) -> Iterator[UserSums]:
         """Yields the clipped sum of each silo for round ``number``."""
         for place, silo in enumerate(self._silos):
-            if not silo.has_named:
-                silo.draw_from(randomness_of(place, number, **self._source))
+            silo.draw_from(randomness_of(place, number, **self._source))
             yield silo.sums(self._ready, weights, clip_norm=clip_norm)
 
     @property

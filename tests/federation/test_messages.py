@@ -9,8 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from federation.messages import Answer, MessageError, Raw, Request, agreement, check_weights, read_weights
-from federation.sums import UserSums
+from federation.messages import (
+    Letter,
+    MessageError,
+    Raw,
+    Request,
+    agreement,
+    check_weights,
+    named_letter,
+    read_named,
+    read_sums,
+    read_weights,
+    sums_letter,
+)
+from federation.sums import SentRows, UserSums
 from federation.task import Task
 from privads.models import Logistic
 from privads.training.tables import SparseSum
@@ -23,6 +35,7 @@ NOTHING = UserSums(
     dense={"bias": torch.zeros(2, 3, dtype=torch.float64)},
     tables={"table.weight": SparseSum(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4, dtype=torch.float64), 10)},
 )
+NONE = {"number": 2, "users": 0, "within": 0}
 SUMS = UserSums(
     users=7,
     within=5,
@@ -31,8 +44,12 @@ SUMS = UserSums(
 )
 
 
-def answer(sums: UserSums = SUMS, **settings: Any) -> Answer:
-    return Answer.of(sums, number=2, plan=plan(**settings))
+def answer(sums: UserSums = SUMS, **settings: Any) -> Letter:
+    return sums_letter(sums, 2, plan(**settings))
+
+
+def read(letter: Letter, *, counting: bool = False) -> UserSums:
+    return read_sums(letter, 2, NOTHING, counting=counting)
 
 
 def raw(values: Any, dtype: torch.dtype = torch.float64) -> Raw:
@@ -40,7 +57,7 @@ def raw(values: Any, dtype: torch.dtype = torch.float64) -> Raw:
 
 
 def test_sums_are_read_back_as_they_were_sent() -> None:
-    found = answer(clip_quantile=0.5).sums(2, NOTHING)
+    found = read(answer(clip_quantile=0.5))
     assert (found.users, found.within) == (7, 5)
     assert torch.equal(found.dense["bias"], SUMS.dense["bias"])
     assert torch.equal(found.tables["table.weight"].ids, SUMS.tables["table.weight"].ids)
@@ -49,23 +66,26 @@ def test_sums_are_read_back_as_they_were_sent() -> None:
 
 
 def test_the_sum_over_nobody_travels() -> None:
-    found = answer(NOTHING).sums(2, NOTHING)
+    found = read(answer(NOTHING))
     assert torch.equal((found + NOTHING).of("table.weight"), torch.zeros(10, 4, dtype=torch.float64))
 
 
 def test_counts_of_users_travel_only_where_the_clip_norm_follows_them() -> None:
-    assert (answer().users, answer().within) == (0, 0)
-    assert (answer(clip_quantile=0.5).users, answer(clip_quantile=0.5).within) == (7, 5)
+    assert answer()["counts"] == {"number": 2, "users": 0, "within": 0}
+    assert answer(clip_quantile=0.5)["counts"] == {"number": 2, "users": 7, "within": 5}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"number": 3}, "another round"),
-        ({"users": -1}, "whole numbers"),
-        ({"users": 2**60}, "whole numbers"),
-        ({"users": 1.0}, "whole numbers"),
-        ({"within": 8, "users": 7}, "more users are within"),
+        ({"counts": {**NONE, "number": 3}}, "another round"),
+        ({"counts": {**NONE, "users": -1}}, "whole numbers"),
+        ({"counts": {**NONE, "users": 2**60}}, "whole numbers"),
+        ({"counts": {**NONE, "users": 1.0}}, "whole numbers"),
+        ({"counts": {**NONE, "users": 7, "within": 8}}, "more users are within"),
+        ({"counts": {"number": 2}}, "not an answer"),
+        ({"more": {}}, "not an answer"),
+        ({"dense": {"bias": "text"}}, "no array of this version"),
         ({"dense": {}}, "another model"),
         ({"dense": {"bias": raw([[0.0] * 3] * 2), "more": raw(0.0)}}, "another model"),
         ({"values": {}}, "another model"),
@@ -90,7 +110,7 @@ def test_counts_of_users_travel_only_where_the_clip_norm_follows_them() -> None:
 )
 def test_an_answer_that_no_honest_silo_sends_is_refused(change: Any, message: str) -> None:
     with pytest.raises(MessageError, match=message):
-        dataclasses.replace(answer(), **change).sums(2, NOTHING)
+        read({**answer(), **change})
 
 
 def test_a_huge_answer_is_refused_before_memory_is_taken_for_it() -> None:
@@ -105,7 +125,7 @@ def test_a_huge_answer_is_refused_before_memory_is_taken_for_it() -> None:
     tracemalloc.start()
     for change in bad:
         with pytest.raises(MessageError):
-            dataclasses.replace(answer(), **change).sums(2, NOTHING)
+            read({**answer(), **change})
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 1_000_000
@@ -156,17 +176,63 @@ def test_what_is_not_trained_must_be_alike() -> None:
     assert mine == same != other
 
 
+def asked(**change: Any) -> Request:
+    given: dict[str, Any] = {"run": "r", "session": "s", "resumed": False, "number": 1, "clip_norm": 0.5, **agreed()}
+    return Request(**{**given, **change})
+
+
+def test_weights_are_read_back_whole_or_as_the_rows_that_were_sent() -> None:
+    weights = {name: one.detach() for name, one in task().model.named_parameters()}
+    found = read_weights(asked().letter(weights), task())
+    assert all(torch.equal(found[name], one) for name, one in weights.items())
+    table, ids = weights["table.weight"], torch.tensor([1, 5])
+    some = read_weights(asked().letter({**weights, "table.weight": SentRows(ids, table[ids], len(table))}), task())[
+        "table.weight"
+    ]
+    assert isinstance(some, SentRows)
+    assert torch.equal(some.at(torch.tensor([5])), table[5:6])
+    assert some.shape == table.shape
+
+
 def test_weights_of_another_model_are_refused() -> None:
-    mine = {name: Raw.of(one) for name, one in task().model.named_parameters()}
-    assert all(
-        torch.equal(one, dict(task().model.named_parameters())[name])
-        for name, one in read_weights(mine, task()).items()
-    )
-    with pytest.raises(MessageError, match="another model"):
-        read_weights({**mine, "more": raw(0.0)}, task())
+    letter = asked().letter({name: one.detach() for name, one in task().model.named_parameters()})
+    mine = letter["weights"]
     name = next(iter(mine))
-    with pytest.raises(MessageError, match="must be <f4"):
-        read_weights({**mine, name: raw(0.0)}, task())
+    for change, message in (
+        ({"weights": {**mine, "more": raw(0.0)}}, "another model"),
+        ({"weights": {**mine, name: raw(0.0)}}, "must be <f4"),
+        ({"rows": {name: raw([0], torch.int64)}}, "another model"),
+    ):
+        with pytest.raises(MessageError, match=message):
+            read_weights({**letter, **change}, task())
+
+
+def test_named_rows_are_read_back_and_others_refused() -> None:
+    named = {"table.weight": torch.tensor([0, 3, 9])}
+    found = read_named(named_letter(2, named), 2, {"table.weight": 10})
+    assert torch.equal(found["table.weight"], named["table.weight"])
+    for letter, tables in (
+        (named_letter(3, named), {"table.weight": 10}),
+        (named_letter(2, named), {"table.weight": 9}),
+        (named_letter(2, named), {"other.weight": 10}),
+        (named_letter(2, {}), {"table.weight": 10}),
+        (named_letter(2, {"table.weight": torch.tensor([3, 0])}), {"table.weight": 10}),
+        ({}, {}),
+    ):
+        with pytest.raises(MessageError):
+            read_named(letter, 2, tables)
+
+
+def test_counts_of_who_reads_a_row_travel_where_the_plan_selects_rows() -> None:
+    touched = {"table.weight": SparseSum(torch.tensor([3]), torch.tensor([[0.5]], dtype=torch.float64), 10)}
+    letter = answer(dataclasses.replace(SUMS, touched=touched))
+    assert torch.equal(read(letter, counting=True).touched["table.weight"].values, torch.tensor([[0.5]]).double())
+    assert read(letter).touched == {}
+    assert read(answer(NOTHING), counting=True).touched == {}
+    with pytest.raises(MessageError, match="not finite"):
+        read({**letter, "touched": {"table.weight": raw([[math.nan]])}}, counting=True)
+    with pytest.raises(MessageError, match="of shape 1x1"):
+        read({**letter, "touched": {"table.weight": raw([[0.5, 0.5]])}}, counting=True)
 
 
 def test_a_parameter_that_cannot_travel_is_refused_before_the_charge() -> None:
@@ -175,8 +241,10 @@ def test_a_parameter_that_cannot_travel_is_refused_before_the_charge() -> None:
 
 
 def test_a_request_of_another_form_is_refused() -> None:
-    fields = {"run": "r", "session": "s", "resumed": False, "number": 1, "clip_norm": 0.5, **agreed()}
-    assert Request.of(fields).number == 1
+    letter = asked().letter({})
+    assert Request.of(letter) == asked()
     for change in ({"number": "1"}, {"resumed": 1}, {"clip_norm": 1}, {"more": 1}):
         with pytest.raises(MessageError, match="not a request"):
-            Request.of({**fields, **change})
+            Request.of({**letter, "request": {**letter["request"], **change}})
+    with pytest.raises(MessageError, match="not a request"):
+        Request.of({"request": letter["request"]})

@@ -1,13 +1,12 @@
 """A silo answers a request that fits its own plan, each round once, and reads no row for any other."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
 
-from federation.messages import MessageError, Raw, Request, agreement
+from federation.messages import Letter, MessageError, Raw, Request, agreement
 from federation.node import Memory, Node, rows_of
 from federation.plan import FederatedPlan
 from federation.task import Task
@@ -43,20 +42,11 @@ def task(log: Any) -> Task:
     return Task(model=Logistic(log.schema), local_learning_rate=0.5, rows_per_user=3)
 
 
-def request(log: Any, found: FederatedPlan, **change: Any) -> Request:
+def request(log: Any, found: FederatedPlan, *, weights: bool = True, **change: Any) -> Letter:
     agreed = agreement(task(log), found, log.schema, insecure_seed=None, secure=False)
-    given: dict[str, Any] = {
-        "run": "one",
-        "session": "first",
-        "resumed": False,
-        "number": 1,
-        "clip_norm": found.clip_norm,
-    }
-    return Request(**{**agreed, **given, **change})
-
-
-def weights(log: Any) -> Mapping[str, Raw]:
-    return {name: Raw.of(one) for name, one in task(log).model.named_parameters()}
+    given = {"run": "one", "session": "first", "resumed": False, "number": 1, "clip_norm": found.clip_norm}
+    sent = {name: one.detach() for name, one in task(log).model.named_parameters()} if weights else {}
+    return Request(**{**agreed, **given, **change}).letter(sent)
 
 
 def node(rows: Any, found: FederatedPlan, **settings: Any) -> Node:
@@ -85,17 +75,17 @@ def test_a_request_that_does_not_fit_is_refused_and_no_row_read(
 ) -> None:
     closed, found = Closed(log.schema), plan(**({} if fixed else {"clip_quantile": 0.5}))
     with pytest.raises(MessageError, match=message):
-        node(closed, found).answer(request(log, found, **change), weights(log), None, lasting=False)
+        node(closed, found).sum_updates(request(log, found, **change), None, lasting=False)
 
 
 def test_the_weights_are_looked_at_before_the_rows(log: Logs) -> None:
     with pytest.raises(MessageError, match="another model"):
-        node(Closed(log.schema), plan()).answer(request(log, plan()), {}, None, lasting=False)
+        node(Closed(log.schema), plan()).sum_updates(request(log, plan(), weights=False), None, lasting=False)
 
 
 def test_rows_are_opened_by_the_first_request_that_fits(log: Logs) -> None:
     with pytest.raises(AssertionError, match="a row was read"):
-        node(Closed(log.schema), plan()).answer(request(log, plan()), weights(log), None, lasting=False)
+        node(Closed(log.schema), plan()).sum_updates(request(log, plan()), None, lasting=False)
 
 
 @pytest.mark.parametrize(("number", "factor", "fits"), [(2, 1.22, True), (2, 1.23, False), (3, 1.23, True)])
@@ -107,26 +97,26 @@ def test_a_clip_norm_that_follows_a_quantile_moves_by_a_fifth_of_its_logarithm_a
     for one in (factor, 1 / factor):
         asked = request(log, found, number=number, clip_norm=0.5 * one)
         if fits:
-            node(log, found).answer(asked, weights(log), None, lasting=False)
+            node(log, found).sum_updates(asked, None, lasting=False)
         else:
             with pytest.raises(MessageError, match="clip norm"):
-                node(log, found).answer(asked, weights(log), None, lasting=False)
+                node(log, found).sum_updates(asked, None, lasting=False)
 
 
 def test_a_round_is_answered_once(log: Logs) -> None:
     one, found = node(log, plan()), plan()
-    _, memory = one.answer(request(log, found, number=2), weights(log), None, lasting=False)
+    _, memory = one.sum_updates(request(log, found, number=2), None, lasting=False)
     for number in (1, 2):
         with pytest.raises(MessageError, match="was answered before"):
-            one.answer(request(log, found, number=number), weights(log), memory, lasting=False)
-    one.answer(request(log, found, number=3), weights(log), memory, lasting=False)
+            one.sum_updates(request(log, found, number=number), memory, lasting=False)
+    one.sum_updates(request(log, found, number=3), memory, lasting=False)
 
 
 def test_after_a_resume_a_round_is_drawn_anew(log: Logs) -> None:
     one, found = node(log, plan()), plan()
-    first, memory = one.answer(request(log, found), weights(log), None, lasting=False)
-    again, _ = one.answer(request(log, found, session="second", resumed=True), weights(log), memory, lasting=False)
-    assert any(first.dense[name].data != again.dense[name].data for name in first.dense)
+    first, memory = one.sum_updates(request(log, found), None, lasting=False)
+    again, _ = one.sum_updates(request(log, found, session="second", resumed=True), memory, lasting=False)
+    assert any(one.data != again["dense"][name].data for name, one in first["dense"].items())
 
 
 def local(**settings: Any) -> FederatedPlan:
@@ -140,7 +130,7 @@ def test_what_users_have_sent_is_counted_across_sessions(log: Logs) -> None:
     for number, session in ((1, "first"), (2, "first"), (2, "second"), (3, "second")):
         fresh = node(log, found)  # each request may find another process
         asked = request(log, found, number=number, session=session, resumed=session == "second")
-        _, memory = fresh.answer(asked, weights(log), memory, lasting=False)
+        _, memory = fresh.sum_updates(asked, memory, lasting=False)
         assert memory.sent is not None
         totals.append(int(memory.sent.sum()))
         assert int(memory.sent.max()) == 1
@@ -152,15 +142,15 @@ def test_a_node_that_has_forgotten_what_its_users_sent_does_not_go_on(log: Logs)
     found = local()
     asked = request(log, found, number=3, resumed=True)
     with pytest.raises(MessageError, match="give it a folder"):
-        node(log, found).answer(asked, weights(log), None, lasting=False)
-    node(log, found).answer(asked, weights(log), None, lasting=True)  # it kept nothing as it was never asked
-    node(log, plan()).answer(request(log, plan(), number=3, resumed=True), weights(log), None, lasting=False)
+        node(log, found).sum_updates(asked, None, lasting=False)
+    node(log, found).sum_updates(asked, None, lasting=True)  # it kept nothing as it was never asked
+    node(log, plan()).sum_updates(request(log, plan(), number=3, resumed=True), None, lasting=False)
 
 
 def test_another_run_counts_from_nothing(log: Logs) -> None:
     one, found = node(log, local(rounds=2)), local(rounds=2)
-    _, memory = one.answer(request(log, found), weights(log), None, lasting=False)
-    _, other = one.answer(request(log, found, run="two"), weights(log), memory, lasting=False)
+    _, memory = one.sum_updates(request(log, found), None, lasting=False)
+    _, other = one.sum_updates(request(log, found, run="two"), memory, lasting=False)
     assert memory.sent is not None
     assert other.sent is not None
     assert not torch.equal(memory.sent, other.sent)
@@ -191,3 +181,50 @@ def test_private_rows_are_not_trained_on_without_privacy_or_from_a_seed(tmp_path
 def test_rows_may_be_made_from_the_configuration(log: Logs) -> None:
     assert rows_of(log, {}) is log
     assert rows_of(lambda config: config["rows"], {"rows": log}) is log
+
+
+def test_a_cohort_whose_rows_were_named_is_the_one_that_trains(log: Logs) -> None:
+    """Another process may get the second request: what it is sent are rows that the cohort of the first reads."""
+    found = plan(table_noise="lazy", cohort=4)
+    named, memory = node(log, found).name_rows(request(log, found, weights=False), None)
+    kept = Memory.of(memory.letter())
+    assert kept is not None
+    whole = dict(task(log).model.named_parameters())["table.weight"].detach()
+    ids = named["rows"]["table.weight"].tensor("rows", torch.int64, (None,))
+    asked = request(log, found)
+    some = {
+        **asked,
+        "weights": {name: one for name, one in asked["weights"].items() if name != "table.weight"},
+        "rows": named["rows"],
+        "values": {"table.weight": Raw.of(whole[ids])},
+    }
+    answer, _ = node(log, found).sum_updates(some, kept, lasting=False)
+    assert answer["rows"]["table.weight"].data == named["rows"]["table.weight"].data
+
+
+def test_rows_are_named_once_and_before_they_are_read(log: Logs) -> None:
+    found = plan(table_noise="lazy")
+    one, asked = node(log, found), request(log, found)
+    with pytest.raises(MessageError, match="rows of round 1 were not named"):
+        one.sum_updates(asked, None, lasting=False)
+    _, memory = one.name_rows(asked, None)
+    with pytest.raises(MessageError, match="rows of round 1 were named before"):
+        one.name_rows(asked, memory)
+    with pytest.raises(MessageError, match="rows of round 1 were not named"):
+        one.sum_updates(request(log, found, session="second", resumed=True), memory, lasting=False)
+    _, memory = one.sum_updates(asked, memory, lasting=False)
+    assert memory.drawn is None
+    with pytest.raises(MessageError, match="no rows named before a round"):
+        node(log, plan()).name_rows(request(log, plan()), None)
+
+
+def test_what_flower_keeps_is_read_back() -> None:
+    for kept in (
+        Memory(run="one", session="first"),
+        Memory(run="one", session="first", number=2, named=3, sent=torch.tensor([0, 2])),
+        Memory(run="one", session="first", drawn=(torch.tensor([4, 5]), torch.tensor([0, 0]), 2)),
+    ):
+        found = Memory.of({**kept.letter(), "other": {}})
+        assert found is not None
+        assert repr(found) == repr(kept)
+    assert Memory.of({"other": {}}) is None
