@@ -13,13 +13,16 @@ from federation.rounds import ServerOptimizer
 from privads.training.defaults import LOGIT_NOISE, MOMENTUM
 from privads.training.sizes import default_batch, default_steps
 
-CLIP_NORM = 0.5
-"""Bound on a user's update, which with the local numbers below is rarely longer than a few of it."""
+CLIP_NORM = 0.8
+"""Bound on a user's update. With the local numbers below that of a user of few rows is rarely longer: a smaller bound
+cuts the users who converted more than the others, and pushes predictions below the observed rate."""
 
-LOCAL_LEARNING_RATE, LOCAL_STEPS, ROWS_PER_USER = 1.0, 4, 32
+LOCAL_LEARNING_RATE, LOCAL_STEPS, ROWS_PER_USER = 0.25, 4, 32
+"""Local steps together go about as far as one gradient is long, and central training bounds that by the same number."""
 
-LARGEST_REACH = 40.0
-"""Largest step of the server, momentum summed up: beyond it the shared weights swing."""
+LARGEST_REACH = 120.0
+"""Largest step of the server, momentum summed up: where descent on the loss of `Logistic` is stable, as for
+`privads.training.defaults.STABLE_STEP`, while an update is about one gradient."""
 
 ADAM_STEP = 0.01
 
