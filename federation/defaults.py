@@ -38,6 +38,11 @@ def default_rounds(population: int) -> int:
     return default_steps(population)
 
 
+def default_server(plan: FederatedPlan) -> str:
+    """Returns "momentum", and where rows of tables change only in some rounds "sgd": a row's momentum would too."""
+    return "momentum" if plan.table_noise == "dense" else "sgd"
+
+
 def server_step(plan: FederatedPlan, server: str) -> float:
     """Returns the step of the server's optimizer.
 
