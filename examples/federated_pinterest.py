@@ -23,6 +23,8 @@ USERS = 20_000
 """Of the simulated log."""
 
 EPSILON, DELTA, COHORT, ROUNDS = 8.0, 1e-5, 2000, 50
+LOCAL_STEP, CLIP_NORM, STEP = 1.0, 0.5, 4.0
+"""Users have some forty rows here, whose mean gradient is short: longer local steps than the default."""
 
 
 def log_of(folder: Path) -> pa.Logs:
@@ -53,10 +55,10 @@ def main() -> None:
         budget = pa.Budget(epsilon=EPSILON, delta=DELTA, unit="user")
 
         plan = FederatedPlan.for_budget(
-            budget, population=population, cohort=COHORT, rounds=ROUNDS, clip_norm=0.5, over_selection=0.1
+            budget, population=population, cohort=COHORT, rounds=ROUNDS, clip_norm=CLIP_NORM, over_selection=0.1
         )
-        task = Task(model=pa.models.Logistic(log.schema), local_learning_rate=1.0, local_steps=4)
-        run = federate(task, train, plan, optimizer=server_optimizer(plan, "momentum")).evaluated_on(test)
+        task = Task(model=pa.models.Logistic(log.schema), local_learning_rate=LOCAL_STEP, local_steps=4)
+        run = federate(task, train, plan, optimizer=server_optimizer(plan, "momentum", STEP)).evaluated_on(test)
 
         central = pa.TrainPlan.for_budget(
             budget, population=population, batch=COHORT, epochs=ROUNDS * COHORT / population, rows_per_unit=32

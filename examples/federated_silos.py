@@ -35,7 +35,7 @@ def plan_of_two() -> FederatedPlan:
     budget = pa.Budget(epsilon=4.0, delta=1e-6, unit="user")
     population = int(USERS * (1 + IN_TWO))  # users of all silos, one of two silos twice
     return FederatedPlan.for_budget(
-        budget, population=population, cohort=population // 5, rounds=ROUNDS, clip_norm=0.5, silos=2
+        budget, population=population, cohort=population // 5, rounds=ROUNDS, clip_norm=0.8, silos=2
     )
 
 
@@ -57,7 +57,7 @@ def main() -> None:
         test = pa.Logs(folder, schema).split(test_fraction=0.25)[1]
 
         plan = plan_of_two()
-        task = Task(model=pa.models.Logistic(schema), local_learning_rate=1.0, local_steps=4)
+        task = Task(model=pa.models.Logistic(schema), local_learning_rate=0.25, local_steps=4)
         run = federate(task, silos, plan, optimizer=server_optimizer(plan, "momentum")).evaluated_on(test)
         print(run, end="\n\n")
     one = cost_of_one_silo(plan)

@@ -17,7 +17,8 @@ class FederationTable(BaseModel):
     """How rounds are run. Everything has a default computed from public facts (`federation.defaults`).
 
     silo_paths: the rows of each silo, in place of ``data.path``. silos: how many of them a user may be in; by default
-    all. server: the optimizer that is fed the noised mean. All else: as `FederatedPlan` and `Task` have it.
+    all. shared_units: as `federate` has it. server: the optimizer that is fed the noised mean. All else: as
+    `FederatedPlan` and `Task` have it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,13 +29,17 @@ class FederationTable(BaseModel):
     over_selection: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     silo_paths: list[str] = []
     silos: int | None = Field(default=None, gt=0)
+    shared_units: bool = False
     mechanism: Literal["central", "local"] = "central"
     participations: int | None = Field(default=None, gt=0)
     local_learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     local_steps: int | None = Field(default=None, gt=0)
     rows_per_user: int | None = Field(default=None, gt=0)
     local_rows: int | None = Field(default=None, gt=0)
-    server: Literal["momentum", "sgd", "adam"] = "momentum"
+    table_noise: Literal["dense", "lazy", "adafest"] = "dense"
+    selection_noise_multiplier: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    selection_threshold: float | None = Field(default=None, allow_inf_nan=False)
+    server: Literal["momentum", "sgd", "adam"] | None = None
     server_learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 

@@ -13,13 +13,16 @@ from federation.rounds import ServerOptimizer
 from privads.training.defaults import LOGIT_NOISE, MOMENTUM
 from privads.training.sizes import default_batch, default_steps
 
-CLIP_NORM = 0.5
-"""Bound on a user's update, which with the local numbers below is rarely longer than a few of it."""
+CLIP_NORM = 0.8
+"""Bound on a user's update. With the local numbers below that of a user of few rows is rarely longer: a smaller bound
+cuts the users who converted more than the others, and pushes predictions below the observed rate."""
 
-LOCAL_LEARNING_RATE, LOCAL_STEPS, ROWS_PER_USER = 1.0, 4, 32
+LOCAL_LEARNING_RATE, LOCAL_STEPS, ROWS_PER_USER = 0.25, 4, 32
+"""Local steps together go about as far as one gradient is long, and central training bounds that by the same number."""
 
-LARGEST_REACH = 40.0
-"""Largest step of the server, momentum summed up: beyond it the shared weights swing."""
+LARGEST_REACH = 120.0
+"""Largest step of the server, momentum summed up: where descent on the loss of `Logistic` is stable, as for
+`privads.training.defaults.STABLE_STEP`, while an update is about one gradient."""
 
 ADAM_STEP = 0.01
 
@@ -33,6 +36,11 @@ def default_cohort(population: int, *, over_selection: float = 0.0) -> int:
 def default_rounds(population: int) -> int:
     """Returns as many as central training takes steps, `privads.training.sizes.default_steps`."""
     return default_steps(population)
+
+
+def default_server(plan: FederatedPlan) -> str:
+    """Returns "momentum", and where rows of tables change only in some rounds "sgd": a row's momentum would too."""
+    return "momentum" if plan.table_noise == "dense" else "sgd"
 
 
 def server_step(plan: FederatedPlan, server: str) -> float:

@@ -47,6 +47,7 @@ class FederateJob:
     optimizer: ServerOptimizer
     ledger: Ledger | None
     out: Path
+    shared_units: bool = False
     metrics: MetricsPlan | None = None
     checkpoint: Checkpoint | None = None
 
@@ -57,6 +58,7 @@ class FederateJob:
             self.task,
             self.silos,
             self.plan,
+            shared_units=self.shared_units,
             ledger=self.ledger,
             optimizer=self.optimizer,
             progress=progress,
@@ -104,15 +106,17 @@ def prepare(config: RunConfig, table: FederationTable, *, resume: bool = False) 
     metrics = plan_held_out(config, test)
     if ledger is not None and metrics is not None:
         check_all_fit(ledger, schema, {"evaluation": metrics.release}, plan)
+    server = table.server or defaults.default_server(plan)
     return FederateJob(
         config=config,
         silos=silos,
         test=test,
         task=make_task(config, table, schema),
         plan=plan,
-        optimizer=defaults.server_optimizer(plan, table.server, table.server_learning_rate),
+        optimizer=defaults.server_optimizer(plan, server, table.server_learning_rate),
         ledger=ledger,
         out=out,
+        shared_units=table.shared_units,
         metrics=metrics,
         checkpoint=None if checkpoint is None else replace(checkpoint, every=None),  # every round is kept
     )
@@ -158,7 +162,12 @@ def make_plan(plan: PlanTable, table: FederationTable, schema: Schema, *, silos:
     most = silos if table.silos is None else table.silos
     if plan.without_privacy or plan.epsilon is None or plan.delta is None:
         return FederatedPlan.without_privacy(
-            population=population, cohort=cohort, rounds=rounds, over_selection=table.over_selection, silos=most
+            population=population,
+            cohort=cohort,
+            rounds=rounds,
+            over_selection=table.over_selection,
+            silos=most,
+            table_noise=table.table_noise,
         )
     neighbors = NEIGHBORS[table.mechanism]
     return FederatedPlan.for_budget(
@@ -172,6 +181,9 @@ def make_plan(plan: PlanTable, table: FederationTable, schema: Schema, *, silos:
         mechanism=table.mechanism,
         participations=table.participations,
         clip_quantile=table.clip_quantile,
+        table_noise=table.table_noise,
+        selection_noise_multiplier=table.selection_noise_multiplier,
+        selection_threshold=table.selection_threshold,
     )
 
 

@@ -41,6 +41,11 @@ def test_without_privacy_the_step_is_the_largest() -> None:
     assert defaults.server_step(twin(), "momentum") == pytest.approx(0.1 * defaults.LARGEST_REACH)
 
 
+def test_rows_that_change_in_some_rounds_only_have_no_momentum() -> None:
+    assert defaults.default_server(plan()) == "momentum"
+    assert defaults.default_server(twin(table_noise="lazy")) == "sgd"
+
+
 def test_the_optimizer_is_the_one_that_was_asked_for() -> None:
     weights = [nn.Parameter(torch.zeros(2))]
     made = defaults.server_optimizer(plan(), "momentum", 0.5)(weights)

@@ -205,6 +205,23 @@ def test_a_user_is_taken_to_be_in_all_silos_where_nobody_says_in_how_many(folder
     assert noises[0] > noises[1]
 
 
+def test_silos_that_name_users_alike_assert_nothing_of_them(folder: Path) -> None:
+    paths = split_in_three(folder)
+    done = federate(folder, paths, "federation.silos=1", "federation.shared_units=true")
+    assert done.returncode == 0, done.stderr
+    found = report_of(folder)
+    assert found.verdict == "private"
+    assert any("at most 1 of the 3 silos use one user's rows" in one for one in found.with_status("enforced"))
+
+
+@pytest.mark.parametrize("noise", ["lazy", "adafest"])
+def test_tables_may_owe_their_noise_or_select_their_rows(folder: Path, noise: str) -> None:
+    done = federate(folder, f"federation.table_noise={noise}")
+    assert done.returncode == 0, done.stderr
+    assert report_of(folder).mechanism.table_noise == noise
+    refused(federate(folder, "federation.table_noise=lazy", "federation.server=momentum", out="other"), 2, "momentum")
+
+
 def test_silos_in_a_file_are_found_beside_it(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     paths = split_in_three(folder).partition("=")[2]
     (folder / "run.toml").write_text(RUN_TOML + FEDERATION + f"silo_paths = {paths}\n")
