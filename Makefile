@@ -9,11 +9,14 @@ STAMP  := $(VENV)/.installed
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
 
+# One process for each core, each with whole files of tests, and one thread in each process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The accessibility checks of the report's page need this script, and Chromium; without them they are skipped.
 axe: build/axe/axe.min.js
