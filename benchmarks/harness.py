@@ -4,7 +4,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -105,6 +105,23 @@ def announced(figures: Iterable[Figure]) -> list[Figure]:
         found.append(figure)
         log.print(f"{figure.name}: {figure.value:.6g} {figure.unit}")
     return found
+
+
+def read_lines(file: Path | None) -> Iterator[dict[str, Any]]:
+    """Yields the JSON objects of a file's lines, none where there is no file; a last line that was cut off when its
+    writer was stopped is left out, and the next one is to stand by itself.
+    """
+    if file is None or not file.exists():
+        return
+    text = file.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write("\n")
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
 
 
 def table(figures: Sequence[Figure], *, title: str) -> Table:

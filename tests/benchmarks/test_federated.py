@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.federated import EVENTS, ITEMS, ItemNetwork, interactions
+from benchmarks.federated.speed import EVENTS, ITEMS, ItemNetwork, interactions
 
 ROOT = Path(__file__).resolve().parents[2]
 

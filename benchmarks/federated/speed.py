@@ -3,56 +3,35 @@
 The task: a table of 9,836 items x 32 and a network of one hidden layer of 32, as a recommender of pins has them; users
 have about 20 events and take 4 local steps, on all of their events at each step, or on a quarter of them. Items fall
 off as 1 / rank^0.8. Whole runs are timed, with sampling, clipping, noise on the whole table and the server's step.
-
-With ``--data``, which holds `pinterest-10core`, also how well a federated model ranks beside one that `privads.fit`
-trained on the same rows in one place: same split, model, unit, budget, cohort and number of rounds. The federated
-run's numbers below were chosen at seed 0 on the rows that it is judged by; those of `privads.fit` are its defaults.
 """
 
 import resource
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 
-import privads
 from accounting.budget import Budget
-from benchmarks.harness import Figure, announced, json_line, table
-from benchmarks.utility.datasets import DATA_SETS, CannotMeasureError
-from benchmarks.utility.trials import Held, at_epsilon
+from benchmarks.harness import Figure
 from federation.plan import FederatedPlan
 from federation.server import federate
 from federation.task import Task
 from privads.batch import Batch
-from privads.job import make_plan, open_logs
 from privads.logs.schema import Schema
-from privads.models import build
 from privads.models.layers import FusedTable, Tower
-from privads.training.plan import TrainPlan
 
 ITEMS, DIM, HIDDEN = 9836, 32, 32
 EVENTS, LOCAL_STEPS = 20, 4
 LEAST_USERS_A_SECOND = 2000.0
 MOST_GROWTH_MB = 64.0
 MOST_RATIO = 1.001
-LEAST_RATIO = 0.98
 DELTA = 1e-6
-
-EPSILONS: tuple[float | None, ...] = (1.0, 3.0, 8.0, None)
-LOCAL_LEARNING_RATE, CLIP_NORM = 1.0, 0.5
-SERVER_STEP, MOMENTUM = 4.0, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +52,7 @@ class Interactions:
     """Which item each event was about and whether the user engaged, in arrays: a store of `privads.Rows` in memory."""
 
     def __init__(self, schema: Schema, units: NDArray[np.int64], items: Tensor, engaged: Tensor) -> None:
-        self.schema, self.units, self._items, self._engaged = schema, units, items, engaged
+        self.schema, self.units, self.items, self.engaged = schema, units, items, engaged
 
     def check(self) -> None:
         """Nothing can be missing."""
@@ -84,9 +63,9 @@ class Interactions:
         count = len(rows)
         return Batch(
             dense=torch.zeros(count, 0),
-            ids=self._items[rows],
+            ids=self.items[rows],
             offsets=torch.arange(count + 1),
-            labels={"engaged": self._engaged[rows]},
+            labels={"engaged": self.engaged[rows]},
             observed={"engaged": torch.ones(count, dtype=torch.bool)},
             weights=torch.ones(count),
         )
@@ -199,83 +178,5 @@ def _reference_epsilon(*, silos: int = 1, over_selection: float = 0.0) -> float:
     return plan.spent.upper
 
 
-def utility(data: Path, folder: Path, seeds: int) -> Iterator[Figure]:
-    """Yields, at each epsilon, the AUC of the federated and of the central model, and their ratio: means over seeds."""
-    config = DATA_SETS["pinterest"].config(data, folder)
-    train, test = open_logs(config)
-    if test is None:
-        raise CannotMeasureError("its configuration holds out no rows")
-    (label,) = train.schema.tasks
-    held = Held.of(test, label)
-    for epsilon in EPSILONS:
-        central_plan = make_plan(at_epsilon(config.plan, epsilon), train.schema)
-        central, federated = [], []
-        for seed in range(seeds):
-            run = privads.fit(_network(train.schema, seed), train, central_plan)
-            central.append(held.metrics(run.predict(test)[label])["auc"])
-            task = Task(
-                model=_network(train.schema, seed),
-                local_learning_rate=LOCAL_LEARNING_RATE,
-                local_steps=LOCAL_STEPS,
-                rows_per_user=central_plan.rows_per_unit,
-            )
-            found = federate(task, train, _as_federated(central_plan), optimizer=_server)
-            federated.append(held.metrics(found.predict(test)[label])["auc"])
-        name = f"pinterest_{'none' if epsilon is None else f'epsilon_{epsilon:g}'}"
-        yield Figure(name=f"{name}_federated_auc", value=float(np.mean(federated)), unit="probability")
-        yield Figure(name=f"{name}_central_auc", value=float(np.mean(central)), unit="probability")
-        ratio = float(np.mean(federated) / np.mean(central))
-        yield Figure(name=f"{name}_federated_over_central", value=ratio, unit="", at_least=LEAST_RATIO)
-
-
-def _network(schema: Schema, seed: int) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build("logistic", schema)
-
-
-def _as_federated(plan: TrainPlan) -> FederatedPlan:
-    """Returns the plan of as many rounds as ``plan`` has steps, with its budget, cohorts and population."""
-    if plan.budget is None:
-        return FederatedPlan.without_privacy(population=plan.population, cohort=plan.batch, rounds=plan.steps)
-    return FederatedPlan.for_budget(
-        plan.budget, population=plan.population, cohort=plan.batch, rounds=plan.steps, clip_norm=CLIP_NORM
-    )
-
-
-def _server(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(weights, lr=SERVER_STEP, momentum=MOMENTUM)
-
-
-def measure(sizes: Sizes, data: Path | None, seeds: int) -> Iterator[Figure]:
-    """Yields all figures."""
-    yield from speed(sizes)
-    yield from memory(sizes)
-    yield from epsilons()
-    if data is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield from utility(data, Path(folder), seeds)
-
-
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it work?")] = False,
-    threads: Annotated[int, typer.Option(help="Torch's threads; on a shared machine one is the fastest.")] = 1,
-    data: Annotated[Path | None, typer.Option(help="The folder with pinterest-10core, to compare utility.")] = None,
-    seeds: Annotated[int, typer.Option(help="Of the comparison; one takes about four minutes.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
-) -> None:
-    """Measure federated training in one process."""
-    torch.set_num_threads(threads)
-    figures = announced(measure(QUICK if quick else FULL, data, seeds))
-    if as_json:
-        print(json_line("federated", figures, quick=quick))
-        return
-    Console(width=None if sys.stdout.isatty() else 140).print(table(figures, title="federation"))
-
-
-if __name__ == "__main__":
-    typer.run(main)

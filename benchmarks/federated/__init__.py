@@ -1,0 +1,1 @@
+"""How fast, in what memory, at which epsilon and how well users train: `python -m benchmarks.federated`."""

@@ -1,0 +1,7 @@
+"""Starts the benchmark."""
+
+import typer
+
+from benchmarks.federated.command import main
+
+typer.run(main)
