@@ -11,16 +11,16 @@ import time
 
 import numpy as np
 import torch
-from pfl.aggregate.simulate import SimulatedBackend
-from pfl.algorithm.base import NNAlgorithmParams
-from pfl.algorithm.federated_averaging import FederatedAveraging
-from pfl.callback.base import TrainingProcessCallback
-from pfl.data.dataset import Dataset
-from pfl.data.federated_dataset import FederatedDataset
-from pfl.data.sampling import get_user_sampler
-from pfl.hyperparam import NNTrainHyperParams
-from pfl.metrics import Metrics
-from pfl.model.pytorch import PyTorchModel
+from pfl.aggregate.simulate import SimulatedBackend  # type: ignore[import-not-found, unused-ignore]
+from pfl.algorithm.base import NNAlgorithmParams  # type: ignore[import-not-found, unused-ignore]
+from pfl.algorithm.federated_averaging import FederatedAveraging  # type: ignore[import-not-found, unused-ignore]
+from pfl.callback.base import TrainingProcessCallback  # type: ignore[import-not-found, unused-ignore]
+from pfl.data.dataset import Dataset  # type: ignore[import-not-found, unused-ignore]
+from pfl.data.federated_dataset import FederatedDataset  # type: ignore[import-not-found, unused-ignore]
+from pfl.data.sampling import get_user_sampler  # type: ignore[import-not-found, unused-ignore]
+from pfl.hyperparam import NNTrainHyperParams  # type: ignore[import-not-found, unused-ignore]
+from pfl.metrics import Metrics  # type: ignore[import-not-found, unused-ignore]
+from pfl.model.pytorch import PyTorchModel  # type: ignore[import-not-found, unused-ignore]
 from torch import nn
 
 
@@ -41,7 +41,7 @@ class Network(nn.Module):
         return {}
 
 
-class Clock(TrainingProcessCallback):
+class Clock(TrainingProcessCallback):  # type: ignore[misc, unused-ignore]
     """Notes when each round ended."""
 
     def __init__(self) -> None:

@@ -186,7 +186,7 @@ class Ranking:
     ndcg: float
 
 
-def ranking(kept: Choices, out: Choices, scores: "nn.Module | Tensor", *, most_users: int = 4000) -> Ranking:
+def ranking(kept: Choices, out: Choices, scores: Preference | Tensor, *, most_users: int = 4000) -> Ranking:
     """Returns how well ``scores`` rank what was held out among all items that a user is not known to have chosen."""
     users = np.unique(out.users)
     users = users[:: max(1, len(users) // most_users)]

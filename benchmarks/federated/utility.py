@@ -96,7 +96,7 @@ SEEDS = {PINTEREST: 3, ALIBABA: 10}
 
 SETTINGS: Mapping[tuple[str, float | None], Setting] = {
     (PINTEREST, 1.0): Setting(cohort=1 / 3, rounds=16, scale=1.0, bias_scale=4.0, sgd=130.0),
-    (PINTEREST, 3.0): Setting(cohort=1 / 9, rounds=50, scale=4.0, bias_scale=1.0, adam=0.02),
+    (PINTEREST, 3.0): Setting(cohort=1 / 3, rounds=16, scale=4.0, bias_scale=2.0, sgd=2000.0),
     (PINTEREST, 8.0): Setting(cohort=1 / 9, rounds=50, scale=4.0, bias_scale=1.0, adam=0.02),
     (PINTEREST, None): Setting(cohort=1 / 9, rounds=50, scale=4.0, bias_scale=1.0, adam=0.02),
     (ALIBABA, 1.0): Setting(cohort=1 / 3, rounds=32, scale=1.0, bias_scale=4.0, sgd=10.0),
