@@ -33,7 +33,8 @@ class Network(nn.Module):
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Returns the logit of each event."""
-        return self.tower(self.table(items))[:, 0]
+        logits: torch.Tensor = self.tower(self.table(items))
+        return logits[:, 0]
 
 
 def client(path: str, facts: dict) -> ClientApp:  # type: ignore[type-arg]
@@ -54,11 +55,12 @@ def client(path: str, facts: dict) -> ClientApp:  # type: ignore[type-arg]
         user = int(context.node_config["partition-id"])
         mine = slice(int(starts[user]), int(starts[user + 1]))
         network = Network()
-        network.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         optimizer = torch.optim.SGD(network.parameters(), lr=facts["lr"])
         for _ in range(facts["steps"]):
             optimizer.zero_grad()
-            nn.functional.binary_cross_entropy_with_logits(network(items[mine]), engaged[mine]).backward()
+            loss = nn.functional.binary_cross_entropy_with_logits(network(items[mine]), engaged[mine])
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         metrics = MetricRecord({"num-examples": 1})
         content = RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics})

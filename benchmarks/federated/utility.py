@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from benchmarks.harness import Figure, Spread, read_lines
 from federation.plan import FederatedPlan
 from federation.server import federate
 from federation.task import Task
+from privads.logs.logs import Logs
 from privads.training.plan import TrainPlan
 
 Way = Literal["federated", "central", "central_defaults"]
@@ -258,12 +259,12 @@ def _trained(way: Way, rows: Pairs, setting: Setting, plan: FederatedPlan, seed:
     if way == "federated":
         task = Task(model=model, local_learning_rate=1.0, local_steps=1, rows_per_user=ROWS_PER_USER)
         trained = federate(task, rows, plan, optimizer=setting.optimizer).model
-    elif way == "central":
-        optimizer = setting.optimizer(list(model.parameters()))
-        trained = privads.fit(model, rows, _as_central(plan, averaging=0.0), optimizer=optimizer).model
     else:
-        trained = privads.fit(model, rows, _as_central(plan, averaging=None)).model
-    return trained
+        own = way == "central_defaults"
+        optimizer = None if own else setting.optimizer(list(model.parameters()))
+        central = _as_central(plan, averaging=None if own else 0.0)
+        trained = privads.fit(model, cast(Logs, rows), central, optimizer=optimizer).model
+    return cast(Preference, trained)
 
 
 def _fingerprint(choices: Choices, setting: Setting, plan: FederatedPlan) -> str:
