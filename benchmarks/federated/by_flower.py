@@ -7,6 +7,7 @@ which Ray's processes start.
 """
 
 import functools
+import importlib
 import json
 import sys
 import time
@@ -20,16 +21,16 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from torch import nn
 
-PATH, FACTS = sys.argv[1], json.loads(sys.argv[2])
+client = ClientApp()
 
 
 class Network(nn.Module):
     """The table of items and the tower, as `benchmarks.federated.speed.ItemNetwork` has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, facts: dict) -> None:  # type: ignore[type-arg]
         super().__init__()
-        self.table = nn.Embedding(FACTS["items"], FACTS["dim"])
-        self.tower = nn.Sequential(nn.Linear(FACTS["dim"], FACTS["hidden"]), nn.ReLU(), nn.Linear(FACTS["hidden"], 1))
+        self.table = nn.Embedding(facts["items"], facts["dim"])
+        self.tower = nn.Sequential(nn.Linear(facts["dim"], facts["hidden"]), nn.ReLU(), nn.Linear(facts["hidden"], 1))
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Returns the logit of each event."""
@@ -37,58 +38,65 @@ class Network(nn.Module):
         return logits[:, 0]
 
 
-def client(path: str, facts: dict) -> ClientApp:  # type: ignore[type-arg]
-    """Returns the node's app; arguments, and no globals, travel to Ray's processes."""
-
-    @functools.cache
-    def events() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        torch.set_num_threads(1)
-        found = np.load(path)
-        starts = np.searchsorted(found["units"], np.arange(facts["users"] + 1))
-        return torch.from_numpy(starts), torch.from_numpy(found["items"]), torch.from_numpy(found["engaged"])
-
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        starts, items, engaged = events()
-        user = int(context.node_config["partition-id"])
-        mine = slice(int(starts[user]), int(starts[user + 1]))
-        network = Network()
-        network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-        optimizer = torch.optim.SGD(network.parameters(), lr=facts["lr"])
-        for _ in range(facts["steps"]):
-            optimizer.zero_grad()
-            loss = nn.functional.binary_cross_entropy_with_logits(network(items[mine]), engaged[mine])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        metrics = MetricRecord({"num-examples": 1})
-        content = RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics})
-        return Message(content=content, reply_to=message)
-
-    return app
+@functools.cache
+def events(path: str, users: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns where each user's events begin, their items and labels; each of Ray's processes reads them once."""
+    torch.set_num_threads(1)
+    found = np.load(path)
+    starts = np.searchsorted(found["units"], np.arange(users + 1))
+    return torch.from_numpy(starts), torch.from_numpy(found["items"]), torch.from_numpy(found["engaged"])
 
 
-def main() -> None:
-    """Print what a round took."""
-    ends: list[float] = []
+@client.train()
+def train(message: Message, context: Context) -> Message:
+    """Returns the model after a user's steps."""
+    config = message.content.config_records["config"]
+    facts = json.loads(str(config["facts"]))
+    starts, items, engaged = events(str(config["path"]), facts["users"])
+    user = int(context.node_config["partition-id"])
+    mine = slice(int(starts[user]), int(starts[user + 1]))
+    network = Network(facts)
+    network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    optimizer = torch.optim.SGD(network.parameters(), lr=facts["lr"])
+    for _ in range(facts["steps"]):
+        optimizer.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(network(items[mine]), engaged[mine])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    metrics = MetricRecord({"num-examples": 1})
+    return Message(RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics}), reply_to=message)
+
+
+def main(path: str, text: str) -> None:
+    """Print what a round took; fails where a user did not answer."""
+    facts, ends = json.loads(text), [time.perf_counter()]
     server = ServerApp()
+
+    def counted(answers: list[RecordDict], _: str) -> MetricRecord:
+        ends.append(time.perf_counter())
+        if len(answers) != facts["cohort"]:
+            sys.exit(f"of {facts['cohort']} users {len(answers)} answered")
+        return MetricRecord({"users": len(answers)})
 
     @server.main()
     def run(grid: Grid, context: Context) -> None:
-        share = FACTS["cohort"] / FACTS["users"]
-        strategy = FedAvg(fraction_train=share, fraction_evaluate=0.0, min_available_nodes=FACTS["users"])
+        strategy = FedAvg(
+            fraction_train=facts["cohort"] / facts["users"],
+            fraction_evaluate=0.0,
+            min_available_nodes=facts["users"],
+            train_metrics_aggr_fn=counted,
+        )
+        config = ConfigRecord({"path": path, "facts": text})
+        initial = ArrayRecord(Network(facts).state_dict())
+        strategy.start(grid, initial, num_rounds=facts["rounds"], train_config=config)
 
-        def note(number: int, arrays: ArrayRecord) -> None:
-            ends.append(time.perf_counter())
-
-        initial = ArrayRecord(Network().state_dict())
-        strategy.start(grid, initial, num_rounds=FACTS["rounds"], train_config=ConfigRecord(), evaluate_fn=note)
-
-    resources = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": FACTS["cores"]}}
-    run_simulation(server, client(PATH, FACTS), num_supernodes=FACTS["users"], backend_config=resources)
+    resources = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": facts["cores"]}}
+    run_simulation(server, client, num_supernodes=facts["users"], backend_config=resources)
+    if len(ends) != facts["rounds"] + 1:
+        sys.exit(f"of {facts['rounds']} rounds {len(ends) - 1} were counted")
     print(json.dumps({"seconds": float(np.median(np.diff(ends)[1:]))}))
 
 
 if __name__ == "__main__":
-    main()
+    # imported by its name, Ray's processes find it by name too, and keep what they have read
+    importlib.import_module("by_flower").main(*sys.argv[1:])
