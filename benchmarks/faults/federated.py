@@ -24,6 +24,7 @@ from privads.logs.logs import Logs
 from privads.noise import Randomness
 from privads.training import adaptive
 from privads.training.probe import Loss
+from privads.training.tables import SparseSum
 
 
 def steep(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -35,9 +36,7 @@ def steep(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
 def plan() -> FederatedPlan:
     """Returns five rounds of a tenth of the users with noise 1, whose cost is looked up and not searched for."""
     budget = Budget(epsilon=100.0, delta=1e-5, unit="user")
-    return FederatedPlan(
-        budget=budget, population=USERS, cohort=40, rounds=5, clip_norm=0.5, noise_multiplier=1.0
-    )
+    return FederatedPlan(budget=budget, population=USERS, cohort=40, rounds=5, clip_norm=0.5, noise_multiplier=1.0)
 
 
 def moved(
@@ -107,7 +106,9 @@ def users_join_with_the_planned_probability(log: Logs, _: Patch) -> bool:
 
 def the_clip_norm_moves_towards_the_norms(log: Logs, _: Patch) -> bool:
     """Every update is longer than the first clip norm, and none than 1: it must rise to about 1, and stay there."""
-    found = dataclasses.replace(plan(), rounds=30, cohort=200, clip_quantile=0.5, count_noise_multiplier=4.0, clip_norm=0.1)
+    found = dataclasses.replace(
+        plan(), rounds=30, cohort=200, clip_quantile=0.5, count_noise_multiplier=4.0, clip_norm=0.1
+    )
     task = Task(model=Steep(), local_learning_rate=1.0, loss=lambda outputs, batch: outputs["click"])
     return 0.5 < federate(task, log, found).clip_norm < 2.0
 
@@ -226,7 +227,11 @@ def weights_by_rows(patch: Patch) -> None:
         class Weighted:
             def clipped_sum(self, clip_norm: float) -> Any:
                 whole = sums(clip_norm)
-                return dataclasses.replace(whole, dense={name: rows_each * one for name, one in whole.dense.items()})
+                tables = {
+                    name: SparseSum(one.ids, rows_each * one.values, one.rows) for name, one in whole.tables.items()
+                }
+                dense = {name: rows_each * one for name, one in whole.dense.items()}
+                return dataclasses.replace(whole, dense=dense, tables=tables)
 
         return Weighted()
 

@@ -27,29 +27,29 @@ ALPHA = 1e-6
 """The chance that one statistical check fails although its promise holds."""
 
 
-def made_log(folder: Path, *, public: bool = True, seed: int = 0) -> Logs:
-    """Returns about 1,200 rows of 400 users, who have from 1 to 5 each."""
-    rng = np.random.default_rng(seed)
-    users = np.repeat(np.arange(USERS), rng.integers(1, 6, USERS))
-    rows = len(users)
+def made_log(folder: Path, *, users: int = USERS, public: bool = True) -> Logs:
+    """Returns rows of so many users, who have from 1 to 5 each."""
+    rng = np.random.default_rng(0)
+    owners = np.repeat(np.arange(users), rng.integers(1, 6, users))
+    rows = len(owners)
     columns = {
-        "user": [f"u{number}" for number in users],
+        "user": [f"u{number}" for number in owners],
         "site": [f"s{number}" for number in rng.integers(0, 5, rows)],
         "ad": [f"a{number}" for number in rng.integers(0, 9, rows)],
         "bid": rng.uniform(0, 10, rows),
         "click": rng.integers(0, 2, rows),
     }
-    return written(columns, folder / "log.parquet", public=public)
+    return written(columns, folder / "log.parquet", users=users, public=public)
 
 
-def written(columns: Mapping[str, object], path: Path, *, public: bool = True) -> Logs:
+def written(columns: Mapping[str, object], path: Path, *, users: int = USERS, public: bool = True) -> Logs:
     """Returns the log with these columns, written to ``path``."""
     pyarrow.parquet.write_table(pa.table(dict(columns)), path)
     schema = Schema.load(
         {
             "dataset": "made up",
-            "population": USERS,
-            "rows": 1200,
+            "population": users,
+            "rows": 3 * users,
             "unit": ["user"],
             "public": public,
             "labels": {"click": "click"},

@@ -115,7 +115,7 @@ def looking_at_private_rows_is_charged(_: Logs, __: Patch) -> bool:
     """Metrics by which a checkpoint might be chosen: one entry more in the ledger of the rows they are of."""
     with tempfile.TemporaryDirectory() as folder:
         log = made_log(Path(folder), public=False)
-        limit = Budget(epsilon=5.0, delta=1e-4, unit="user")
+        limit = Budget(epsilon=5.0, delta=9e-5, unit="user")
         dataset = log.schema.dataset
         ledger = Ledger.init(f"sqlite:///{Path(folder) / 'budget.db'}", dataset=dataset, budget=limit)
         release_metrics(Wide().eval(), log, Budget(epsilon=1.0, delta=DELTA, unit="user"), ledger=ledger)
@@ -229,7 +229,7 @@ FAULTS = (
         plant=answers_random_too_seldom,
         check=answers_are_random_as_often_as_stated,
         game="answers",
-        law=Law(noise=1 / 2.01),
+        law=Law(noise=1 / 2.318),
     ),
     Fault(
         area="signals",

@@ -1,7 +1,6 @@
 """The faults of a training run, each planted in one place."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,9 +111,7 @@ def clip_skipped(patch: Patch) -> None:
     factors, opened = clipping._factors, PrivateEngine._open_rows
 
     def start(self: PrivateEngine, standing: Any) -> None:
-        patch.setattr(
-            clipping, "_factors", lambda group, units, _, device: factors(group, units, 1e9, device)
-        )
+        patch.setattr(clipping, "_factors", lambda group, units, _, device: factors(group, units, 1e9, device))
         opened(self, standing)
 
     patch.setattr(PrivateEngine, "_open_rows", start)
@@ -193,7 +190,7 @@ def not_a_number_passes(patch: Patch) -> None:
 def losses_of_all_pairs(patch: Patch) -> None:
     """(rows, 1) outputs beside (rows,) labels broadcast to (rows, rows): every row's loss is about all labels."""
 
-    def pairs(outputs: Any, batch: Any) -> Tensor:
+    def pairs(outputs: Any, batch: Any, *_: Any, **__: Any) -> Tensor:
         found: Tensor = (torch.sigmoid(outputs["click"])[:, None] - batch.labels["click"]).square().mean(1)
         return found
 
@@ -285,7 +282,10 @@ FAULTS = (
         law=Law(noise=0.0),
     ),
     Fault(
-        area="training", plant=clip_skipped, check=training.no_user_moves_the_sum_by_more_than_the_clip_norm, game="users"
+        area="training",
+        plant=clip_skipped,
+        check=training.no_user_moves_the_sum_by_more_than_the_clip_norm,
+        game="users",
     ),
     Fault(area="training", plant=average_before_clip, check=training.clipped_gradients_add_up, game="users"),
     Fault(
@@ -305,9 +305,7 @@ FAULTS = (
         plant=records_of_a_user_unbounded,
         check=training.a_user_has_no_more_records_than_are_charged,
     ),
-    Fault(
-        area="training", plant=batch_size_as_the_divisor, check=training.the_divisor_is_public, game="gradients"
-    ),
+    Fault(area="training", plant=batch_size_as_the_divisor, check=training.the_divisor_is_public, game="gradients"),
     Fault(area="training", plant=not_a_number_passes, check=training.a_gradient_that_is_no_number_adds_zero),
     Fault(area="training", plant=losses_of_all_pairs, check=training.a_row_has_a_loss_of_its_own, game="users"),
     Fault(
