@@ -1,7 +1,7 @@
-"""Faults that would break the promise of a run, and which audit and which check sees each: `python -m benchmarks.faults`.
+"""Faults that would break the promise of a run, and which audit and which check sees each.
 
-Each fault is planted by itself, in one place. An audit looks at what a run shows and knows nothing of the fault; a check
-tests one promise by its definition. Both are also run on the code as it is.
+Each fault is planted by itself, in one place. An audit looks at what a run shows and knows nothing of the fault; a
+check tests one promise by its definition. Both are also run on the code as it is.
 """
 
 import sys

@@ -17,13 +17,15 @@ from benchmarks.faults.made import USERS, Steep, Wide, has_variance, weights
 from benchmarks.faults.planting import Fault, Law, Patch
 from federation import clipping, cohort, population, rounds, server
 from federation.plan import FederatedPlan
-from federation.server import ServerOptimizer, averaging, federate
+from federation.rounds import ServerOptimizer, averaging
+from federation.server import federate
 from federation.task import Task
 from privads.batch import Batch
 from privads.logs.logs import Logs
 from privads.noise import Randomness
 from privads.training import adaptive
 from privads.training.probe import Loss
+from privads.training.sampling import PoissonSampler
 from privads.training.tables import SparseSum
 
 
@@ -188,7 +190,7 @@ def division_by_those_who_came(patch: Patch) -> None:
 
 
 def half_the_users(patch: Patch) -> None:
-    own = population.PoissonSampler
+    own = PoissonSampler
     patch.setattr(
         population,
         "PoissonSampler",

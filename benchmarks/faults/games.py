@@ -265,27 +265,27 @@ def summaries_law() -> Laws:
 def answers(_: Logs, seed: int) -> Audit:
     """Returns the audit of 1,000 answers for each bit."""
     randomness = Randomness(insecure_seed=seed)
-    both = [
+    first, second = (
         signals.YES_OR_NO.randomized(np.full(CANARIES, bit), epsilon=CLAIM, randomness=randomness) for bit in (0, 1)
-    ]
-    return audit.likelihood_ratio(*both, answers_law(), claimed_epsilon=CLAIM + 1e-9, delta=0.0)
+    )
+    return audit.likelihood_ratio(first, second, answers_law(), claimed_epsilon=CLAIM + 1e-9, delta=0.0)
 
 
 def summaries(_: Logs, seed: int) -> Audit:
     """Returns the audit of 1,000 summaries of nothing, and of a source's whole contribution."""
-    both = [
+    first, second = (
         np.rint(signals.summaries(CANARIES, value=value, seed=2 * seed + number) * 16 / CONTRIBUTION_BUDGET)
         for number, value in enumerate((0, CONTRIBUTION_BUDGET))
-    ]
-    return audit.likelihood_ratio(*both, summaries_law(), claimed_epsilon=CLAIM + 1e-9, delta=0.0)
+    )
+    return audit.likelihood_ratio(first, second, summaries_law(), claimed_epsilon=CLAIM + 1e-9, delta=0.0)
 
 
 def ideal_ratio(law: Law, rng: np.random.Generator, *, known: Callable[[], Laws]) -> Audit:
     """Returns the audit of draws from the known law with ``law.noise`` times its noise."""
     true = known().sharper(1 / law.noise)
     places = np.append(true.edges, true.edges[-1] + 1)  # a number in each bin
-    drawn = [rng.choice(places, size=CANARIES, p=chances / chances.sum()) for chances in (true.first, true.second)]
-    return audit.likelihood_ratio(*drawn, known(), claimed_epsilon=CLAIM + 1e-9, delta=0.0)
+    first, second = (rng.choice(places, size=CANARIES, p=one / one.sum()) for one in (true.first, true.second))
+    return audit.likelihood_ratio(first, second, known(), claimed_epsilon=CLAIM + 1e-9, delta=0.0)
 
 
 GAMES: dict[str, Game] = {

@@ -18,6 +18,7 @@ from benchmarks.faults.planting import Fault, Law, Patch
 from privads.evaluation.release import release_metrics
 from privads.logs.logs import Logs
 from privads.noise import Randomness
+from privads.noise_tables import bernoulli
 from privads.signals import event_reports, release, rows
 from privads.signals.event_reports import EventReports
 from privads.signals.query import Query
@@ -167,10 +168,9 @@ def rows_of_a_user_unbounded(patch: Patch) -> None:
 
 def answers_random_too_seldom(patch: Patch) -> None:
     """A third of the stated chance that an answer is a random one."""
-    chance = event_reports.bernoulli
 
     def seldom(states: int, epsilon: float) -> Any:
-        return chance(states, math.log1p(3 * (states + math.expm1(epsilon)) - states))
+        return bernoulli(states, math.log1p(3 * (states + math.expm1(epsilon)) - states))
 
     patch.setattr(event_reports, "bernoulli", seldom)
 

@@ -27,6 +27,7 @@ MANY_USERS, MANY_STEPS, RARE_STEPS = 20_000, 40, 1000
 
 def canary_figures(log: Logs, *, runs: int, rare: bool) -> Iterator[Figure]:
     """Yields the mean bounds of honest runs at a true epsilon of 4.38. rare: also at rate 0.01 and 1,000 steps."""
+    settings: list[tuple[str, float, int, float, float | None, float | None]]
     settings = [("", RATE, STEPS, NOISE_MULTIPLIER, LEAST_ONE_RUN, LEAST_FDP)]
     if rare:
         settings.append(("_rate_0.01", 0.01, RARE_STEPS, 0.0, None, None))
@@ -37,9 +38,11 @@ def canary_figures(log: Logs, *, runs: int, rare: bool) -> Iterator[Figure]:
             run = fit(Logistic(log.schema), log, chosen, canaries=Canaries(count=CANARIES), insecure_seed=seed)
             if run.evidence is not None:
                 found = run.evidence
-                claim = {"claimed_epsilon": chosen.spent.upper, "delta": DELTA}
                 bounds.append(
-                    [one(found.scores, found.included, **claim).lower for one in (audit.one_run, audit.one_run_fdp)]
+                    [
+                        method(found.scores, found.included, claimed_epsilon=chosen.spent.upper, delta=DELTA).lower
+                        for method in (audit.one_run, audit.one_run_fdp)
+                    ]
                 )
         one_run, fdp = np.mean(bounds, axis=0).tolist()
         yield Figure(name=f"canaries_epsilon{name}", value=chosen.spent.upper, unit="epsilon")

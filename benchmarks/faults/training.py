@@ -247,11 +247,11 @@ def every_step_is_in_the_event(log: Logs, _: Patch) -> bool:
     chosen = TrainPlan.for_budget(budget, **SETTINGS)
     engine, model = PrivateEngine(chosen), Logistic(log.schema)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    _, optimizer, source = engine.make_private(model, sgd, log, loss=losses.per_row)
+    __, optimizer, source = engine.make_private(model, sgd, log, loss=losses.per_row)
     taken = 0
     for batch in source:
         engine.backward(losses.per_row(model(batch), batch))
         optimizer.step()
         taken += 1
     engine.finish()
-    return sum(count for _, count in mechanisms.parts(chosen.event)) == taken
+    return sum(count for __, count in mechanisms.parts(chosen.event)) == taken
