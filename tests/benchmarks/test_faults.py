@@ -13,11 +13,12 @@ from scipy import stats
 
 from benchmarks.faults import command, federated, signals, training_faults
 from benchmarks.faults.command import FAULTS, GROSS, QUICK, Outcome
-from benchmarks.faults.games import CANARIES, CLAIM, GAMES, ideal_run
+from benchmarks.faults.games import CANARIES, CLAIM, GAMES, ideal_run, one_run
 from benchmarks.faults.made import made_log
 from benchmarks.faults.planting import HONEST, Fault, Law, Patch, Patches, name_of, planted, seen
 from privads.logs.logs import Logs
 from privads.noise import Randomness
+from tests.accounting.audit.games import game, mu_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "auditing.md").read_text(encoding="utf-8")
@@ -84,16 +85,16 @@ def test_what_a_check_makes_of_a_fault_is_told_apart(log: Logs) -> None:
     assert seen(refuses, log, None) == "refused"
 
 
-def test_ideal_canaries_show_what_those_of_an_audit_do() -> None:
-    """At epsilon 4.38 (sampling rate 0.2, 300 steps, noise 3.59) the research page saw 1.09 by one run on average.
-
-    The mean of 40 has a standard error of about 0.05.
-    """
-    found = [
-        ideal_run(HONEST, np.random.default_rng(seed), noise_multiplier=3.59, rate=0.2, steps=300).lower
-        for seed in range(40)
-    ]
-    assert 0.85 < np.mean(found) < 1.4
+def test_ideal_canaries_show_what_those_of_a_gaussian_do() -> None:
+    """One step of everybody is the Gaussian mechanism: bounds of 30 games each, with a standard error of about 0.05."""
+    mu = mu_of(4.0)
+    found, expected = [], []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        found.append(ideal_run(HONEST, rng, noise_multiplier=1 / mu, rate=1.0, steps=1).lower)
+        expected.append(one_run(*game(rng, CANARIES, mu=mu)).lower)
+    assert np.mean(found) == pytest.approx(np.mean(expected), abs=0.4)
+    assert np.mean(found) > 1.0
 
 
 def test_without_noise_every_canary_that_was_drawn_is_told() -> None:
