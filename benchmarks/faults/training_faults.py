@@ -52,12 +52,12 @@ def noise_forgotten(patch: Patch) -> None:
 
 
 def noise_forgotten_on_the_table(patch: Patch) -> None:
-    """The largest parameter is left out."""
+    """Large parameters are left out."""
     noises = PlanOptimizer._noises
 
     def forgetful(self: PlanOptimizer) -> Iterator[Tensor | float]:
         for parameter, one in zip(self.noised, noises(self), strict=True):
-            yield one * (0.0 if parameter.ndim == 2 and len(parameter) > 1000 and parameter.shape[1] < 20 else 1.0)
+            yield one * (0.0 if parameter.numel() > 1000 else 1.0)
 
     patch.setattr(PlanOptimizer, "_noises", forgetful)
 
