@@ -19,6 +19,8 @@ pytest.importorskip("flwr", reason="federation over Flower needs flwr: pip insta
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
+from benchmarks.faults import federated as faults
+from benchmarks.faults.planting import Check, Fault, name_of, seen
 from federation import flower
 from federation.flower import InProcessGrid, client_app
 from federation.plan import FederatedPlan
@@ -29,7 +31,6 @@ from privads.batch import Batch, Rows
 from privads.logs.logs import Logs
 from privads.models import DCN, Logistic
 from privads.training.fit import Checkpoint
-from tests.federation import test_faults as faults
 from tests.federation.helpers import USERS, logs, plan, private_logs, trained, twin
 from tests.privads.training.helpers import new_ledger
 
@@ -150,32 +151,27 @@ def test_a_node_that_named_no_rows_takes_no_part_in_the_round(log: Logs) -> None
 
 @pytest.fixture
 def grid_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the checks of `test_faults` run over a grid."""
+    """Lets the checks of `benchmarks.faults.federated` run over a grid."""
     monkeypatch.setattr(
         faults, "federate", lambda task, log, found, **settings: over_flower(log, found, task=task, **settings)
     )
 
 
-@pytest.mark.parametrize(
-    "check", list(dict.fromkeys(check for check, _ in faults.FAULTS)), ids=lambda check: check.__name__
-)
+@pytest.mark.parametrize("check", list(dict.fromkeys(one.check for one in faults.FAULTS)), ids=name_of)
 @pytest.mark.usefixtures("grid_instead")
-def test_the_promise_holds_over_a_grid(check: faults.Check, log: Logs) -> None:
+def test_the_promise_holds_over_a_grid(check: Check, log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower's defects a, b, c, d and f are among what these would see."""
-    assert check(log)
+    assert check(log, monkeypatch)
 
 
 # A sum that is not finite is refused by the server too, so that a silo which lets NaN pass does no harm.
-SEEN = [one for one in faults.FAULTS if one[1] is not faults.not_a_number_passes]
+SEEN = [one for one in faults.FAULTS if one.plant is not faults.not_a_number_passes]
 
 
-@pytest.mark.parametrize(("check", "plant"), SEEN, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("fault", SEEN, ids=lambda one: one.name)
 @pytest.mark.usefixtures("grid_instead")
-def test_the_fault_is_seen_over_a_grid(
-    check: faults.Check, plant: faults.Plant, log: Logs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant(monkeypatch)
-    assert not check(log)
+def test_the_fault_is_seen_over_a_grid(fault: Fault, log: Logs) -> None:
+    assert seen(fault.check, log, fault.plant) == "fails"
 
 
 class Still(nn.Module):

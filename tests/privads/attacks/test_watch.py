@@ -3,7 +3,6 @@
 Each fault's test misses it with probability below 1 %: all 20 runs of each, on other seeds, were caught.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.faults.planting import Plant
+from benchmarks.faults.training_faults import (
+    a_tenth_of_the_noise,
+    clip_skipped,
+    everyone_in_every_batch,
+    flush_forgotten,
+    noise_forgotten,
+    noise_forgotten_on_the_table,
+)
 from privads.attacks.canaries import Canaries, Kind
 from privads.attacks.final_rows import FinalRows
 from privads.attacks.pushes import Pushes
 from privads.attacks.watch import watch_for
 from privads.logs.logs import Logs
 from privads.models import DCN, Logistic, losses
-from privads.noise import Randomness
-from privads.training import clipping
 from privads.training.engine import PrivateEngine
 from privads.training.fit import Checkpoint, fit
-from privads.training.optimizer import PlanOptimizer
 from privads.training.plan import TrainPlan
-from privads.training.sampling import PoissonSampler
-from privads.training.tables import LazyTables
 from tests.privads.attacks.helpers import audited, log, plan
-
-Plant = Callable[[pytest.MonkeyPatch], None]
-
-
-def quiet(patch: pytest.MonkeyPatch, factor: float) -> None:
-    drawn = Randomness.normal_like
-    patch.setattr(
-        Randomness,
-        "normal_like",
-        lambda self, reference, *, noise_std: drawn(self, reference, noise_std=noise_std) * factor,
-    )
 
 
 def trained(
@@ -68,7 +60,7 @@ def trained(
 def test_a_canary_that_is_drawn_adds_a_clip_norm_and_nobody_else_adds_anything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, clipping: Any, table_noise: Any
 ) -> None:
-    quiet(monkeypatch, 0.0)
+    noise_forgotten(monkeypatch)
     # every unit joins every batch, and without noise nothing else differs
     rows, chosen = log(tmp_path), plan(batch=400, steps=1, averaging=0.0, clipping=clipping, table_noise=table_noise)
     coins = tuple(place < 40 for place in range(60))
@@ -100,37 +92,10 @@ def test_scores_of_an_honest_run_are_near_the_ideal_ones(tmp_path: Path) -> None
     assert run.evidence.audit.lower > 0.3  # 1.9 on average
 
 
-def a_tenth_of_the_noise(patch: pytest.MonkeyPatch) -> None:
-    quiet(patch, 0.1)
-
-
-def no_noise(patch: pytest.MonkeyPatch) -> None:
-    quiet(patch, 0.0)
-
-
-def no_noise_on_the_table(patch: pytest.MonkeyPatch) -> None:
-    noises = PlanOptimizer._noises
-
-    def forgetful(self: PlanOptimizer) -> Any:
-        for parameter, noise in zip(self.noised, noises(self), strict=True):
-            yield noise * (0.0 if len(parameter) > 1000 else 1.0)
-
-    patch.setattr(PlanOptimizer, "_noises", forgetful)
-
-
-def everyone_in_every_batch(patch: pytest.MonkeyPatch) -> None:
-    made = PoissonSampler.__init__
-
-    def careless(self: PoissonSampler, units: Any, *, sampling_rate: float, **others: Any) -> None:
-        made(self, units, sampling_rate=1.0, **others)
-
-    patch.setattr(PoissonSampler, "__init__", careless)
-
-
 @pytest.mark.parametrize("kind", ["gradient", "row"])
 @pytest.mark.parametrize(
     "plant",
-    [a_tenth_of_the_noise, no_noise, no_noise_on_the_table, everyone_in_every_batch],
+    [a_tenth_of_the_noise, noise_forgotten, noise_forgotten_on_the_table, everyone_in_every_batch],
     ids=lambda one: one.__name__,
 )
 def test_a_gross_fault_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant, kind: Kind) -> None:
@@ -140,11 +105,9 @@ def test_a_gross_fault_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert report.headline.startswith("VIOLATED: epsilon <= 1.00")
 
 
-def no_flush(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(LazyTables, "flush", lambda self: None)
-
-
-@pytest.mark.parametrize("plant", [a_tenth_of_the_noise, no_noise, no_flush], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "plant", [a_tenth_of_the_noise, noise_forgotten, flush_forgotten], ids=lambda one: one.__name__
+)
 def test_rows_of_lazy_tables_catch_noise_that_was_not_paid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant
 ) -> None:
@@ -170,7 +133,7 @@ def test_where_a_row_of_a_lazy_table_would_have_been_is_known_whatever_the_steps
     """Every unit joins every batch. theta_4 = theta_0 k^4 - (1 / batch) sum of g_t k^(4 - t), and k = 1 - weight decay;
     a canary's g_t is the clip norm along its direction beside what others add.
     """
-    quiet(monkeypatch, 0.0)
+    noise_forgotten(monkeypatch)
     chosen = plan(batch=400, steps=4, averaging=0.0, table_noise="lazy")
     coins = tuple(place < 40 for place in range(60))
     _, engine = trained(log(tmp_path), chosen, Canaries(count=60, kind="row", coins=coins), weight_decay)
@@ -187,16 +150,7 @@ def test_canary_users_catch_a_clip_that_is_left_out_after_the_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = log(tmp_path)
-    factors, opened = clipping._factors, PrivateEngine._open_rows
-
-    def start(self: PrivateEngine, standing: Any) -> None:
-        def whole(group: Any, units: int, _: float, device: torch.device) -> Any:
-            return factors(group, units, 1e9, device)
-
-        monkeypatch.setattr(clipping, "_factors", whole)
-        opened(self, standing)
-
-    monkeypatch.setattr(PrivateEngine, "_open_rows", start)
+    clip_skipped(monkeypatch)
     assert audited(rows, plan(epsilon=2.0), kind="user").report().contradictions
 
 
