@@ -27,7 +27,7 @@ class FederationTable(BaseModel):
     clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     clip_quantile: float | None = Field(default=None, gt=0, lt=1)
     over_selection: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    silo_paths: list[str] = []
+    silo_paths: list[str] = Field(default=[], min_length=1)
     silos: int | None = Field(default=None, gt=0)
     shared_units: bool = False
     mechanism: Literal["central", "local"] = "central"

@@ -155,7 +155,14 @@ def make_plan(plan: PlanTable, table: FederationTable, schema: Schema, *, silos:
 
     silos: how many there are; a user is taken to be in all of them where the table does not say in how many.
     """
+    if plan.unit == "example":
+        raise ConfigError("a federated run protects users: plan.unit must be their name in the schema, such as 'user'")
     schema.check_unit(plan.unit)
+    if table.silos is not None and table.silos > silos:
+        raise ConfigError(
+            f"federation.silos, how many silos a user may be in, must be at most their number of {silos}, "
+            f"got {table.silos}"
+        )
     population = schema.population_of(plan.unit) if plan.population is None else plan.population
     cohort = table.cohort or defaults.default_cohort(population, over_selection=table.over_selection)
     rounds = table.rounds or defaults.default_rounds(population)

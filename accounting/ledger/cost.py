@@ -152,7 +152,7 @@ def view(charge: Charged, column: Column, account: Account) -> View:
         raise LedgerError(
             f"the charge holds under 'replace' for {charge.unit}, from which nothing follows where the number of its "
             f"units changes, as it may for {limit.unit} under {limit.neighbors!r} and in single blocks; make a plan "
-            "under 'add-remove'"
+            "under 'add-remove', or a ledger of its own by `privads budget init --neighbors replace`"
         )
     finer = _finer(charge, limit.unit, account)
     group = 1 if finer is False else _group(charge, limit.unit, account)

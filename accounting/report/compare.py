@@ -76,6 +76,8 @@ def verdict(before: Report, after: Report) -> str:
         return f"the promises cannot be compared: they differ in {', '.join(differ)}"
     if first.epsilon == second.epsilon:
         return "both promise the same"
+    if first.phrase() == second.phrase():
+        return f"both promise the same, but for digits that are not shown: {first.phrase()}"
     more = second.epsilon < first.epsilon
     return f"the second run promises {'more' if more else 'less'}: {first.phrase()} -> {second.phrase()}" + _share(
         first.epsilon, second.epsilon, of=" epsilon"
@@ -85,8 +87,8 @@ def verdict(before: Report, after: Report) -> str:
 def _said(report: Report) -> dict[tuple[str, str], str]:
     """Returns (block, name) -> words of all that a report says."""
     found: dict[tuple[str, str], str] = {("Headline", "verdict"): report.verdict}
-    found |= {("Covered", line): "covered" for line in report.covered}
-    found |= {("Covered", line): "not covered" for line in report.not_covered}
+    found |= {("Covered", line.rstrip(".")): "covered" for line in report.covered}
+    found |= {("Covered", line.rstrip(".")): "not covered" for line in report.not_covered}
     found |= {("Assumptions", one.text): f"{one.status}, by {one.by}" for one in report.assumptions}
     blocks: list[tuple[str, list[Row]]] = [
         *((f"Audit: {one.method}", audit_rows(report, one)) for one in report.audit),

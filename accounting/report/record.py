@@ -314,7 +314,7 @@ class Report(Record):
         about += [f"its metrics by themselves: {one}" for one in dict.fromkeys(t.release for t in self.metrics) if one]
         planted = max((one.canaries for one in self.audit if one.in_model), default=0)
         if planted:
-            about.append(f"its model has learned from {planted:,} planted canaries")
+            about.append(f"its model has learned from up to {planted:,} planted canaries")
         if self.data.public:
             about.append(f"public data ({self.data.dataset})")
         if self.guarantee is None:

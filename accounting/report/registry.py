@@ -129,7 +129,8 @@ def _privacy_loss(report: Report, claim: Guarantee) -> dict[str, Any]:
     rows = report.mechanism.rows_per_unit
     neighbors = f"{claim.neighbors.replace('-', '/')}: {claim.neighbors_definition.rstrip('.')}."
     bounded = "" if rows is None else f" At most {rows:,} rows of one {claim.unit} are used in a batch."
-    details = [claim.phrase(), *(claim.phrase_of(at.epsilon, delta=at.delta) for at in claim.profile)]
+    profile = (claim.phrase_of(at.epsilon, delta=at.delta) for at in claim.profile)
+    details = list(dict.fromkeys((claim.phrase(), *profile)))  # the profile holds the claim's own delta too
     if claim.epsilon_without_amplification is not None:
         details.append(f"without trust in the sampler: {claim.phrase_of(claim.epsilon_without_amplification)}")
     return {

@@ -1,7 +1,7 @@
 """A report in a few lines, for a terminal: what a command line and a script print at the end of a run."""
 
 from accounting.report.audits import AuditResult
-from accounting.report.phrase import bound
+from accounting.report.phrase import bound, round_down
 from accounting.report.record import LedgerBudget, Report
 from accounting.report.scores import Interval, TaskMetrics, ValueMetrics
 
@@ -23,7 +23,7 @@ def summary(report: Report) -> str:
 
 def _audit(report: Report, audit: AuditResult) -> str:
     guessed = "" if audit.guesses is None else f"; {audit.correct} of {audit.guesses} guesses were right"
-    power = "" if audit.power is None else f", a correct run of the claim reaches {audit.power:.2f}"
+    power = "" if audit.power is None else f", a correct run of the claim reaches {round_down(audit.power)}"
     return f"audit: {audit.verdict}: {report.proved(audit)}{power}{guessed}"
 
 

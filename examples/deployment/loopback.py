@@ -77,22 +77,25 @@ def flwr(*arguments: str, folder: Path, environment: dict[str, str], tries: int 
 
 def wait(folder: Path, environment: dict[str, str]) -> None:
     """Wait for the report, or for the run to end without one; `flwr run` itself says only that it was submitted."""
-    ends, looks = time.monotonic() + SECONDS, 0
+    began, looks = time.monotonic(), 0
     while not (folder / "result" / "report.json").exists():
         time.sleep(1)
         looks += 1
         if looks % 20 == 0:
             listed = json.loads(flwr("list", "loopback", "--format", "json", folder=folder, environment=environment))
             status = listed["runs"][0]["status"]
+            print(f"  {status} for {time.monotonic() - began:.0f} s; {folder}/superlink.log says how far", flush=True)
             if status.startswith("finished") and not (folder / "result" / "report.json").exists():
                 raise SystemExit(f"the run ended ({status}): {folder}/superlink.log says why")
-        if time.monotonic() > ends:
+        if time.monotonic() > began + SECONDS:
             raise SystemExit(f"no report after {SECONDS} s: {folder}/superlink.log says why")
 
 
 def main(folder: Path) -> None:
     """Make keys, data and a budget, start everything, train, show the report."""
-    folder.mkdir(parents=True)  # a new one: nothing is overwritten
+    if folder.exists():
+        raise SystemExit(f"{folder} exists already, and nothing is overwritten: name a new folder")
+    folder.mkdir(parents=True)
     folder = folder.resolve()
     write_silos(folder)
     keys.main(folder, "127.0.0.1", NODES)

@@ -107,7 +107,7 @@ def said_of_metrics(*, bare: bool, released: bool, calibrated: bool) -> Iterator
     """Yields what a run's epsilon does not cover of its metrics. bare: without noise, of rows that are not public."""
     if bare:
         yield (
-            "The metrics and the calibration plot below: they were computed on held-out rows without noise. Show "
+            "The report's metrics and calibration plot: they were computed on held-out rows without noise. Show "
             "them only to people who may see those rows."
         )
     if released:

@@ -59,7 +59,8 @@ class Checkpoint:
             return None
         if not self.resume:
             raise CheckpointError(
-                f"{self.path} holds the checkpoint of an interrupted run: resume it, or remove the file to start anew"
+                f"{self.path} holds the checkpoint of an interrupted run: resume it (--resume, in Python resume=True), "
+                "or remove the file to start anew"
             )
         return self.path
 

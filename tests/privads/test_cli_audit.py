@@ -37,7 +37,7 @@ def test_an_audited_run_prints_its_audit_beside_the_claim(folder: Path) -> None:
     done = train(folder, "--audit", "canaries=200", "--out", "run")
     assert done.returncode == 0, done.stderr
     claim, audit, left, _ = done.stdout.splitlines()
-    assert claim.endswith("its model has learned from 200 planted canaries")
+    assert claim.endswith("its model has learned from up to 200 planted canaries")
     assert audit.startswith(("audit: consistent: epsilon >= ", "audit: inconclusive: epsilon >= "))
     assert "at 95 % confidence by one-run audit, a correct run of the claim reaches " in audit
     assert left.startswith("budget left: epsilon = 4.00")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from accounting.report.summary import summary
 from tests.accounting.report.sample import audit, data, guarantee, report
 
 CLAIM = "epsilon <= 2.98 (delta 1e-06, user, add/remove, final model)"
@@ -24,7 +25,7 @@ def test_an_audit_that_proves_less_leaves_the_headline() -> None:
 
 
 def test_the_headline_says_that_the_model_has_learned_from_canaries() -> None:
-    assert report(audit=[audit()]).headline == f"{CLAIM} — its model has learned from 1,000 planted canaries"
+    assert report(audit=[audit()]).headline == f"{CLAIM} — its model has learned from up to 1,000 planted canaries"
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,7 @@ def test_guesses_and_correct_ones_are_stated_together_and_in_order(fields: dict[
 
 def test_a_bound_at_another_delta_is_not_weighed_against_the_claim() -> None:
     assert report(audit=[audit(delta=1e-3, epsilon_lower=3.1)], guarantee=guarantee()).verdict == "private"
+
+
+def test_a_terminal_reads_the_same_power_as_the_page() -> None:
+    assert "a correct run of the claim reaches 0.41;" in summary(report(audit=[audit(power=0.4171)]))

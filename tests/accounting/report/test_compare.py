@@ -34,7 +34,7 @@ def test_two_runs_that_differ_in_nothing_but_who_they_are_do_not_differ() -> Non
         ),
         ({"audit": [audit()]}, f"+ proved: epsilon >= 0.31 {TERMS} at 95 % confidence by one-run audit"),
         ({"not_covered": ["x"]}, "+ x: not covered"),
-        ({"covered": ["x"]}, "+ x: covered"),
+        ({"covered": ["x."]}, "+ x: covered"),
         ({"budget": None}, "+ ledger: none was charged"),
         ({"metrics": [sample.BLOCKS["metrics"][0]]}, "- log loss: 0.00214 [0.00201, 0.00229]"),
         (
@@ -74,6 +74,7 @@ def test_an_item_of_a_list_is_compared_with_the_one_of_its_name_wherever_it_stan
         (guarantee(), LESS, "the second run promises more: epsilon <= 2.98"),
         (LESS, guarantee(), "the second run promises less: epsilon <= 1.50"),
         (guarantee(), guarantee(), "both promise the same"),
+        (guarantee(), guarantee(epsilon=2.9715), "both promise the same, but for digits that are not shown: epsilon"),
         (guarantee(), guarantee(delta=1e-7), "the promises cannot be compared: they differ in delta"),
         (guarantee(), guarantee(released="all rounds"), "cannot be compared: they differ in released"),
         (None, guarantee(), "the first run promises nothing"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from accounting.report.guarantee import ProfilePoint
 from accounting.report.page import MissingExtra
 from accounting.report.record import Report
 from accounting.report.registry import registry_entry, registry_yaml
@@ -123,6 +124,12 @@ def test_the_figures_are_the_reports() -> None:
     for line in loss["privacy_parameters_details"].splitlines():
         assert "delta 1e-0" in line
         assert "user, add/remove, final model)" in line
+
+
+def test_the_claim_is_told_once_though_its_profile_holds_it_too() -> None:
+    whole = report(guarantee=guarantee(profile=[ProfilePoint(delta=1e-6, epsilon=2.9714)]))
+    details = registry_entry(whole)["deployment"]["privacy_loss"]["privacy_parameters_details"]
+    assert details.count("epsilon <= 2.98 (delta 1e-06") == 1
 
 
 def test_an_entry_says_what_its_claim_rests_on() -> None:

@@ -440,7 +440,9 @@ def test_fit_goes_on_with_its_schedule_and_removes_the_checkpoint(
     with pytest.raises(Killed):
         fit(model(), log, plan, checkpoint=first)
     assert working.read(checkpoint)["steps_done"] == 4
-    with pytest.raises(CheckpointError, match="resume it, or remove the file to start anew"):
+    with pytest.raises(
+        CheckpointError, match="resume it .--resume, in Python resume=True., or remove the file to start anew"
+    ):
         fit(model(), log, plan, checkpoint=first)
     found = fit(model(), log, plan, checkpoint=dataclasses.replace(first, resume=True))
     assert torch.allclose(weights(found), weights(expected), atol=1e-6)
