@@ -36,7 +36,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
     Nothing too where the name itself is among them: it is known in another place than this.
     """
-    nearest = [one for one in difflib.get_close_matches(name, list(known), n=1, cutoff=0.4) if one != name]
+    nearest = [one for one in difflib.get_close_matches(name, list(known), n=1) if one != name]
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 

@@ -84,7 +84,7 @@ def wait(folder: Path, environment: dict[str, str]) -> None:
         if looks % 20 == 0:
             listed = json.loads(flwr("list", "loopback", "--format", "json", folder=folder, environment=environment))
             status = listed["runs"][0]["status"]
-            print(f"  {status} for {time.monotonic() - began:.0f} s; {folder}/superlink.log says how far", flush=True)
+            print(f"  {status} for {time.monotonic() - began:.0f} s", flush=True)
             if status.startswith("finished") and not (folder / "result" / "report.json").exists():
                 raise SystemExit(f"the run ended ({status}): {folder}/superlink.log says why")
         if time.monotonic() > began + SECONDS:
@@ -133,7 +133,7 @@ def main(folder: Path) -> None:
         flwr("run", "app", "loopback", "--run-config", f'folder="{folder}" ledger="{ledger}"', **given)
         wait(**given)
     report = Report.from_json((folder / "result" / "report.json").read_text(encoding="utf-8"))
-    print(report.headline)
+    print(f"{report.headline}\nreport: {folder}/result/report.html")
     assert report.guarantee is not None
     assert report.guarantee.epsilon <= 4.0
 

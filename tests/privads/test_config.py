@@ -95,6 +95,7 @@ def test_a_good_file_is_read() -> None:
 
 def test_nothing_near_is_not_suggested() -> None:
     assert nearest_name("epoch", ["epochs", "plan"]) == "; did you mean 'epochs'?"
+    assert nearest_name("campaign", ["ad_position", "shown_at"]) == ""  # what is only a little alike is no hint
     assert nearest_name("epoch", []) == ""
     assert nearest_name("epoch", ["zzz"]) == ""
 
