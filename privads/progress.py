@@ -8,6 +8,7 @@ from typing import Protocol
 from dp_accounting import dp_event
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from accounting.accountant import COARSE_GRID, Bounds, epsilon
 from accounting.budget import Budget
@@ -51,11 +52,12 @@ def bar(plan: Spending, *, each: str = "steps", released: str = RELEASED) -> Ite
         yield lambda _: None
         return
     columns = (
-        BarColumn(bar_width=16),  # what a narrow terminal cuts off is the end of the claim, which every report repeats
-        MofNCompleteColumn(),
+        BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(f"{each},"),
-        TimeRemainingColumn(),
-        TextColumn("left, {task.fields[spent]}"),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        # What a narrow terminal breaks over lines is the claim alone, which would cut off the others if it stayed whole.
+        TextColumn("left, {task.fields[spent]}", table_column=Column(no_wrap=False)),
     )
     every = max(1, plan.steps // _UPDATES)
     with Progress(*columns, console=Console(stderr=True)) as progress:

@@ -36,6 +36,20 @@ def test_on_a_terminal_steps_and_epsilon_are_shown_with_its_terms(monkeypatch: p
     assert re.search(r"epsilon <= 5\.00 \(delta 1e-05, user, add/remove", shown)
 
 
+def test_a_narrow_terminal_cuts_off_neither_the_steps_nor_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.bar(small_plan(), released="models of all rounds") as show:
+        show(10)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert "10/10" in shown
+    assert re.search(r"\d:\d\d:\d\d", shown)
+    assert "…" not in shown
+    assert "rounds)" in shown
+
+
 def test_epsilon_so_far_grows_to_the_plans_and_never_past_its_budget() -> None:
     plan = small_plan()
     values = [float(progress.spent_after(plan, steps).split()[2]) for steps in (0, 1, 5, 10)]
