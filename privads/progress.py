@@ -56,7 +56,7 @@ def bar(plan: Spending, *, each: str = "steps", released: str = RELEASED) -> Ite
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(f"{each},"),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        # What a narrow terminal breaks over lines is the claim alone, which would cut off the others if it stayed whole.
+        # A narrow terminal breaks the claim alone over lines; kept whole, it would cut off the others.
         TextColumn("left, {task.fields[spent]}", table_column=Column(no_wrap=False)),
     )
     every = max(1, plan.steps // _UPDATES)
