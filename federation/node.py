@@ -30,6 +30,7 @@ from federation.task import Task
 from privads.batch import Rows
 from privads.charge import check_protected
 from privads.training import working
+from privads.training.clipping import UnsupportedModel
 from privads.training.sampling import Draw
 
 _DRAWN = ("drawn_rows", "drawn_owners")
@@ -180,11 +181,13 @@ class Node:
     def _open(self, number: int) -> tuple[Silo, LocalTraining]:
         randomness = randomness_of(self.number, number, **self._source)
         if self._opened is None:
-            rows_per_user = self.task.rows_per_user
-            self._opened = (
-                Silo(self.rows, self.plan, rows_per_user=rows_per_user, randomness=randomness),
-                LocalTraining(self.task, self.rows.schema, counting=self.plan.table_noise == "adafest"),
-            )
+            counting, rows_per_user = self.plan.table_noise == "adafest", self.task.rows_per_user
+            local = LocalTraining(self.task, self.rows.schema, counting=counting)
+            try:
+                local.check_apart(self.rows.schema)
+            except UnsupportedModel as error:  # of made-up rows
+                raise MessageError(str(error)) from None
+            self._opened = (Silo(self.rows, self.plan, rows_per_user=rows_per_user, randomness=randomness), local)
         self._opened[0].draw_from(randomness)
         return self._opened
 

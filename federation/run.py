@@ -271,6 +271,8 @@ class FederatedRun:
             _TABLES[plan.table_noise],
         ):
             yield record.Assumption(status="enforced", text=text, by=by)
+        text = "no user's update depends on who else is trained beside them"
+        yield record.Assumption(status="checked", text=text, by="LocalTraining.check_apart, on made-up rows")
         if self.entry is not None:
             text = "the budget was charged before the first row was read"
             yield record.Assumption(status="enforced", text=text, by="Ledger")

@@ -283,7 +283,9 @@ def _rehearse(task: Task, plan: FederatedPlan, schema: Schema, optimizer: Server
     """Train on made-up rows and step, so that what cannot work is refused before anything is charged."""
     state = first_state(task.model, plan)
     batch, owners = padding(schema, 3), torch.tensor([0, 1, 1])
-    sums = LocalTraining(task, schema).updates(batch, owners, 2, state.weights).clipped_sum(state.clip_norm)
+    local = LocalTraining(task, schema)
+    sums = local.updates(batch, owners, 2, state.weights).clipped_sum(state.clip_norm)
+    local.check_apart(schema)
     after_round(state, sums, plan, optimizer, Randomness())
 
 
