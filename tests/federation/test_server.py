@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from accounting import mechanisms
+from accounting.accountant import epsilon
 from accounting.budget import BudgetExceeded
 from federation import server
 from federation.plan import FederatedPlan
@@ -27,7 +29,7 @@ from privads.models import Logistic
 from privads.training import working
 from privads.training.fit import Checkpoint
 from privads.training.working import CheckpointError
-from tests.federation.helpers import logs, plan, private_logs, twin
+from tests.federation.helpers import USERS, logs, plan, private_logs, twin
 from tests.privads.training.helpers import new_ledger
 
 LIMIT = 200.0
@@ -142,6 +144,21 @@ def test_a_repeated_round_of_local_noise_is_charged_again(tmp_path: Path) -> Non
     assert 0 < again.epsilon < first.epsilon
     assert run.resumptions[0].entry == again.id
     assert [first.state, again.state] == ["committed", "committed"]
+
+
+def test_the_report_counts_what_users_sent_in_a_round_that_was_lost(tmp_path: Path) -> None:
+    """Everyone sends one update in round 1, and one more after the server was killed: noise 3, replaced users."""
+    log, found = private_logs(tmp_path), plan(neighbors="replace", mechanism="local", participations=1, cohort=USERS)
+    ledger, file = new_ledger(tmp_path, epsilon=LIMIT, neighbors="replace"), tmp_path / "kept" / "round"
+    with pytest.raises(KilledError):
+        serve(log, found, Dying(log, 1), ledger=ledger, checkpoint=Checkpoint(path=file))
+    run = serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
+    report = run.report()
+    twice = mechanisms.repeated(mechanisms.gaussian(noise_multiplier=3.0), 2)
+    assert report.guarantee is not None
+    assert report.guarantee.epsilon == run.epsilon.upper == epsilon(twice, delta=1e-5, neighbors="replace").upper
+    assert report.guarantee.epsilon > found.spent.upper
+    assert any("more than 2 updates" in one.text for one in report.assumptions)
 
 
 def test_how_often_users_sent_an_update_survives_the_server(tmp_path: Path) -> None:
