@@ -329,8 +329,8 @@ def test_users_train_on_sent_rows_as_on_whole_tables_and_on_no_other_row(log: Lo
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_coarse_numbers_would_keep_a_users_sum_and_lose_its_noise_and_are_refused(dtype: torch.dtype) -> None:
-    """Where numbers are four stds of the noise apart, a user who adds two stds makes a weight the next number, and noise
-    brings it back in 2 % of all rounds; without the user it gets there in 2 %. Unrounded it is 16 % (of the sum)."""
+    """Where numbers are four stds of the noise apart, a user who adds two stds makes a weight the next number, and the
+    noise takes it there in 2 % of all rounds without the user. Rounded after both, that is 50 % and 2 %."""
     with pytest.raises(ValueError, match="must be float32 or float64"):
         tables.owing({"table.weight": torch.ones(4, 2, dtype=dtype)}, 3)
     assert tables.owing({"table.weight": torch.ones(4, 2, dtype=torch.float64)}, 3)
