@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from privads.batch import Rows
 from privads.charge import check_protected
 from privads.training import working
 from privads.training.clipping import UnsupportedModel
-from privads.training.sampling import Draw
+from privads.training.sampling import Draw, Numbers
 
 _DRAWN = ("drawn_rows", "drawn_owners")
 
@@ -160,6 +161,8 @@ class Node:
             none = torch.zeros(len(silo.sent), dtype=torch.int64)
             silo.restore(none if mine.sent is None else mine.sent, silo.who if mine.sent is None else mine.who)
         silo.drawn = _unpacked(mine.drawn) if lazy and mine.drawn is not None else None
+        if silo.drawn is not None and not _of_users(silo.drawn, self.rows.units):
+            raise MessageError("this node's rows are not those of which it named some: the round is lost")
         sums = silo.sums(local, given, clip_norm=request.clip_norm)
         sent = torch.from_numpy(silo.sent.copy()) if counts else None
         mine = replace(mine, number=request.number, sent=sent, who=silo.who, drawn=None)
@@ -203,6 +206,14 @@ class Node:
 
 def _packed(drawn: Draw) -> tuple[Tensor, Tensor, int]:
     return torch.from_numpy(drawn.row_numbers), torch.from_numpy(drawn.owners), drawn.units
+
+
+def _of_users(drawn: Draw, units: Numbers) -> bool:
+    """Whether the rows of each owner are those of one user, and of no other owner: else one would be clipped twice."""
+    if drawn.row_numbers.max(initial=-1) >= len(units):
+        return False
+    pairs = np.unique(np.stack([drawn.owners, units[drawn.row_numbers]]), axis=1)
+    return all(len(np.unique(one)) == pairs.shape[1] for one in pairs)
 
 
 def _unpacked(drawn: tuple[Tensor, Tensor, int]) -> Draw:

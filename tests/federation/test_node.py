@@ -11,6 +11,7 @@ from federation.identity import Identifiers
 from federation.messages import Letter, MessageError, Raw, Request, agreement
 from federation.node import Memory, Node, rows_of
 from federation.plan import FederatedPlan
+from federation.sums import SentRows
 from federation.task import Task
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
@@ -180,6 +181,23 @@ def test_what_users_have_sent_is_not_counted_for_others(log: Logs) -> None:
     node(log, found).sum_updates(asked, memory, lasting=True)
     with pytest.raises(CheckpointError, match="users are not those"):
         node(Renamed(log), found).sum_updates(asked, Memory.of(memory.letter()), lasting=True)
+
+
+@pytest.mark.parametrize("moved", [1, 1000])
+def test_a_cohort_whose_rows_have_become_others_is_not_summed(moved: int, log: Logs) -> None:
+    """A user whose rows lie with two owners would be clipped in each of them."""
+    found = plan(table_noise="lazy", cohort=USERS)
+    _, memory = node(log, found).name_rows(request(log, found, weights=False), None)
+    other = Renamed(log)
+    other.units = np.sort(np.concatenate([log.units[moved:], np.full(min(moved, 1), log.units.max())]))
+    sent = Request.of(request(log, found, weights=False))
+    rows = {name: one.detach() for name, one in task(log).model.named_parameters()}
+    named = {
+        name: SentRows(torch.arange(len(one)), one, len(one)) if "table" in name else one for name, one in rows.items()
+    }
+    node(log, found).sum_updates(sent.letter(named), memory, lasting=False)
+    with pytest.raises(MessageError, match="the round is lost"):
+        node(other, found).sum_updates(sent.letter(named), memory, lasting=False)
 
 
 def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
