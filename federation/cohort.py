@@ -4,13 +4,14 @@ Users train side by side: a layer's weights are a stack of one copy for each use
 holds only the rows that their own rows name. All users' rows of a table lie in one stack, each user's apart, so a
 lookup needs no padding, and what a user holds and sends is as large as what they touch.
 
-Nothing of one user can reach another one: padding is zeros, not somebody's rows, and a user whose update is not finite
-adds zero.
+Nothing of one user can reach another one: a user is padded with rows of their own, a model for which it matters how
+many those are is refused, and a user whose update is not finite adds zero.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,13 +27,20 @@ from federation.task import Task, tables_of
 from privads.batch import Batch, Rows
 from privads.logs.schema import Schema
 from privads.training.clipping import UnsupportedModel
-from privads.training.probe import check_shape
+from privads.training.probe import check_shape, made_up, pick, repeatable
 from privads.training.sampling import Draw, Numbers
 from privads.training.tables import Runs, SparseSum, sums_of_runs
 from privads.training.uses import shares
 
 USERS_AT_ONCE = 512
 """Users that are trained side by side: more take no less time each, and memory grows with them."""
+
+_MADE_UP_OWNERS = (0, 1, 1, 2, 2, 2, 2, 2)
+"""Who owns each made-up row: of users side by side all but one are padded."""
+
+_JITTER, _TOLERANCE = 0.3, 1e-3
+"""Weights that start at 0 would hide what flows through them. Rounding moves an update by far less, rows that mix by
+more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +162,43 @@ class LocalTraining:
             total = total + updates.clipped_sum(clip_norm)
         return total
 
+    def check_apart(self, schema: Schema) -> None:
+        """Raises `UnsupportedModel` unless, on made-up rows, each user's update is what it is without the others.
+
+        Users side by side are padded to the same number of rows, which is then that of another user: where a row's loss
+        depends on how many there are, one user would move the updates of all, beyond what is clipped.
+        """
+        owners, rows = torch.tensor(_MADE_UP_OWNERS), made_up(schema, len(_MADE_UP_OWNERS))
+        weights, users = self._jittered(rows.ids), int(owners.max()) + 1
+        once = LocalTraining(replace(self.task, local_steps=1), schema)
+        expected = self.task.nothing(weights)
+        with repeatable(once._layers):
+            found = _numbers(once.updates(rows, owners, users, weights).clipped_sum(math.inf))
+            for user in range(users):
+                mine = torch.nonzero(owners == user).flatten()
+                alone = once.updates(pick(rows, mine), torch.zeros_like(mine), 1, weights)
+                expected = expected + alone.clipped_sum(math.inf)
+        alone_all = _numbers(expected)
+        atol = _TOLERANCE * float(torch.nan_to_num(alone_all).abs().max()) + 1e-9
+        if not torch.allclose(found, alone_all, rtol=0.0, atol=atol, equal_nan=True):
+            raise UnsupportedModel(
+                f"a user's update depends on who is trained beside them: {type(self.task.model).__name__} or its loss "
+                "mixes rows (in-batch negatives, or a mean over the batch) or draws random numbers outside nn.Dropout; "
+                "every row must have a loss of its own"
+            )
+
+    def _jittered(self, ids: Tensor) -> Weights:
+        """Returns the task's weights, all moved; of tables the rows ``ids``."""
+        kept, generator = Runs.of(ids).keys, torch.Generator().manual_seed(0)
+        found: dict[str, Tensor | SentRows] = {}
+        for name, one in self.task.model.named_parameters():
+            if one.requires_grad:
+                values = one.detach().index_select(0, kept) if name in self._tables else one.detach()
+                moved = values + _JITTER * torch.randn(values.shape, generator=generator, dtype=torch.float64)
+                moved = moved.to(one.dtype)
+                found[name] = SentRows(kept, moved, len(one)) if name in self._tables else moved
+        return found
+
     def named(self, rows: Rows, draw: Draw) -> dict[str, Tensor]:
         """Returns, per table that is trained, ids (n,) of the rows that a draw's users will read: each once, ascending.
 
@@ -245,7 +290,9 @@ class _Held:
 class _Places:
     """Where the rows of a local step stand, in ``longest`` places for each of ``users``; what is left is padding.
 
-    rows: (n,) of the batch. at: (n,) their places, rising. real: (users, longest) whether a row stands there.
+    rows: (n,) of the batch. at: (n,) their places, rising. real: (users, longest) whether a row stands there that
+    counts. Padding repeats the user's own rows, so that whatever a model makes of it is as finite as what it makes of
+    those, and is zeros only for a user who has none.
     """
 
     rows: Tensor
@@ -285,6 +332,13 @@ class _Places:
         }
 
 
+def _numbers(sums: UserSums) -> Tensor:
+    """Returns (numbers,) all of them, of tables those of the rows that somebody touched."""
+    return torch.cat(
+        [*(one.flatten() for one in sums.dense.values()), *(t.values.flatten() for t in sums.tables.values())]
+    )
+
+
 def _held_by(batch: Batch, owners: Tensor) -> _Held:
     """Returns which rows of a table each user's rows name. owners: (rows,)."""
     fields = (len(batch.offsets) - 1) // max(batch.rows, 1)
@@ -301,12 +355,14 @@ def _places(counts: Numbers, local_rows: int | None, step: int) -> _Places:
     """Returns the places of the rows of local step ``step``. counts: (users,) the rows that each has."""
     taken = counts if local_rows is None else np.minimum(counts, local_rows)
     longest = max(int(taken.max(initial=0)), 1)
-    within = np.arange(taken.sum()) - np.repeat(np.cumsum(taken) - taken, taken)
-    at = np.repeat(np.arange(len(counts)) * longest, taken) + within
-    starts = np.repeat(np.cumsum(counts) - counts, taken)
-    rows = within if local_rows is None else (within + step * local_rows) % np.repeat(counts, taken)
-    real = np.arange(longest) < taken[:, None]
-    return _Places(*(torch.from_numpy(one) for one in (starts + rows, at, real)))
+    place, real = np.arange(longest), np.arange(longest) < taken[:, None]
+    within = place % np.maximum(taken, 1)[:, None]  # beyond the rows that are taken, those again
+    if local_rows is not None:
+        within = (within + step * local_rows) % np.maximum(counts, 1)[:, None]
+    some = counts > 0
+    starts = (np.cumsum(counts) - counts)[:, None] + within
+    at = (np.arange(len(counts)) * longest)[:, None] + place
+    return _Places(*(torch.from_numpy(one) for one in (starts[some].ravel(), at[some].ravel(), real)))
 
 
 def _rows_at(table: Tensor | SentRows, ids: Tensor) -> Tensor:

@@ -48,6 +48,10 @@ _CLOCKS_SECONDS = 60.0
 """How far the clocks of nodes and server may be apart."""
 
 _NOT_COVERED = ("What the SuperLink sees: it is the server's, and holds every message as it was sent.",)
+_NOT_COVERED_LOCAL = (
+    "What users send in further runs: a node that keeps a folder answers one run, but one without counts anew in each "
+    "run of Flower.",
+)
 
 
 def federate(
@@ -81,7 +85,7 @@ def federate(
         nodes=nodes,
         round_seconds=round_seconds,
         wait_seconds=wait_seconds,
-        not_covered=_NOT_COVERED,
+        not_covered=_NOT_COVERED + (_NOT_COVERED_LOCAL if plan.mechanism == "local" else ()),
     )
     return serve(
         task,
@@ -186,7 +190,9 @@ def client_app(
 
     def answer(message: Message, context: Context, act: Callable[[Node, Letter, Memory | None], Answered]) -> Message:
         number = int(context.node_config.get("partition-id", context.node_id))
-        file = None if kept is None else kept / f"node-{number}"
+        # Not by the node's number, which the server gives out: under another one it would count from nothing.
+        place = context.node_config.get("partition-id")
+        file = None if kept is None else kept / ("node" if place is None else f"node-{int(place)}")
         try:
             if number not in made:
                 own = rows_of(rows, context.node_config)

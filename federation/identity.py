@@ -10,8 +10,9 @@ Identifiers say who has rows where, and so are private: they are made after the 
 nobody. A silo that leaves a user out learns that others have them.
 """
 
+import hashlib
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,21 @@ class Identified(Protocol):
     def identifiers(self, key: bytes) -> Identifiers:
         """Returns (units, 2) a keyed hash of each unit's key, equal for equal keys in any rows. Reads the rows."""
         ...
+
+
+def key_of(dataset: str) -> bytes:
+    """Returns a key for identifiers that stay in one process: it is no secret."""
+    return hashlib.sha256(dataset.encode()).digest()
+
+
+def fingerprint(rows: Any) -> str:
+    """Returns a text that is the same only where ``rows`` have the same users under the same numbers; of rows that
+    cannot tell who those are "". Reads the rows.
+    """
+    if not isinstance(rows, Identified):
+        return ""
+    dataset: str = rows.schema.dataset  # type: ignore[attr-defined]
+    return hashlib.sha256(np.ascontiguousarray(rows.identifiers(key_of(dataset))).tobytes()).hexdigest()
 
 
 def allowed(identifiers: Sequence[Identifiers], *, silos: int) -> list[NDArray[np.bool_]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,8 @@ from federation.task import Task
 from privads.batch import Rows
 from privads.charge import check_protected
 from privads.training import working
-from privads.training.sampling import Draw
+from privads.training.clipping import UnsupportedModel
+from privads.training.sampling import Draw, Numbers
 
 _DRAWN = ("drawn_rows", "drawn_owners")
 
@@ -49,7 +51,7 @@ class Memory:
 
     number: the last round whose sums it sent, 0 for none. named: the last round whose rows it named, and ``drawn`` the
     cohort that will read them: the numbers of their rows, who owns each, and how many there are. sent: how often each
-    user has sent an update, where the plan limits that.
+    user has sent an update, where the plan limits that. who: those users, by `federation.identity.fingerprint`.
     """
 
     run: str
@@ -57,6 +59,7 @@ class Memory:
     number: int = 0
     named: int = 0
     sent: Tensor | None = None
+    who: str = ""
     drawn: tuple[Tensor, Tensor, int] | None = None
 
     def keep(self, file: Path) -> None:
@@ -67,7 +70,7 @@ class Memory:
         """Returns it as records, for a place that keeps letters."""
         drawn = () if self.drawn is None else self.drawn[:2]
         arrays = dict(zip(_DRAWN, drawn, strict=False)) | ({} if self.sent is None else {"sent": self.sent})
-        facts = {"run": self.run, "session": self.session, "number": self.number, "named": self.named}
+        facts = {name: getattr(self, name) for name in ("run", "session", "number", "named", "who")}
         units = {} if self.drawn is None else {"units": self.drawn[2]}
         return {"memory": facts | units, "memory_arrays": {name: Raw.of(one) for name, one in arrays.items()}}
 
@@ -155,11 +158,15 @@ class Node:
         given = read_weights(letter, self.task)
         silo, local = self._open(request.number)
         if counts:
-            silo.restore(torch.zeros(len(silo.sent), dtype=torch.int64) if mine.sent is None else mine.sent)
+            none = torch.zeros(len(silo.sent), dtype=torch.int64)
+            silo.restore(none if mine.sent is None else mine.sent, silo.who if mine.sent is None else mine.who)
         silo.drawn = _unpacked(mine.drawn) if lazy and mine.drawn is not None else None
+        if silo.drawn is not None and not _of_users(silo.drawn, self.rows.units):
+            raise MessageError("this node's rows are not those of which it named some: the round is lost")
         sums = silo.sums(local, given, clip_norm=request.clip_norm)
         sent = torch.from_numpy(silo.sent.copy()) if counts else None
-        return sums_letter(sums, request.number, self.plan), replace(mine, number=request.number, sent=sent, drawn=None)
+        mine = replace(mine, number=request.number, sent=sent, who=silo.who, drawn=None)
+        return sums_letter(sums, request.number, self.plan), mine
 
     def _checked(self, letter: Letter, memory: Memory | None) -> tuple[Request, Memory]:
         """Returns the request, and what is remembered of its run; refuses one that does not fit the silo's own plan."""
@@ -172,25 +179,41 @@ class Node:
         least, most = clip_norms(self.plan, request.number)
         if not least <= request.clip_norm <= most:
             raise MessageError(f"the plan's clip norm of round {request.number} is not {request.clip_norm:g}")
-        sent = memory.sent if memory is not None and memory.run == request.run else None
-        if memory is None or (memory.run, memory.session) != (request.run, request.session):
-            memory = Memory(run=request.run, session=request.session, sent=sent)  # another session may ask again
+        if memory is None or (memory.run != request.run and memory.sent is None):
+            memory = Memory(run=request.run, session=request.session)
+        elif memory.run != request.run and self.plan.participations is not None:
+            raise MessageError(
+                "this node's users have sent updates in another run, and the plan's limit is about all that they send: "
+                "another run costs them again, so give the node a new folder to keep it"
+            )
+        elif memory.session != request.session:  # another session may ask again
+            memory = Memory(run=request.run, session=request.session, sent=memory.sent, who=memory.who)
         return request, memory
 
     def _open(self, number: int) -> tuple[Silo, LocalTraining]:
         randomness = randomness_of(self.number, number, **self._source)
         if self._opened is None:
-            rows_per_user = self.task.rows_per_user
-            self._opened = (
-                Silo(self.rows, self.plan, rows_per_user=rows_per_user, randomness=randomness),
-                LocalTraining(self.task, self.rows.schema, counting=self.plan.table_noise == "adafest"),
-            )
+            counting, rows_per_user = self.plan.table_noise == "adafest", self.task.rows_per_user
+            local = LocalTraining(self.task, self.rows.schema, counting=counting)
+            try:
+                local.check_apart(self.rows.schema)
+            except UnsupportedModel as error:  # of made-up rows
+                raise MessageError(str(error)) from None
+            self._opened = (Silo(self.rows, self.plan, rows_per_user=rows_per_user, randomness=randomness), local)
         self._opened[0].draw_from(randomness)
         return self._opened
 
 
 def _packed(drawn: Draw) -> tuple[Tensor, Tensor, int]:
     return torch.from_numpy(drawn.row_numbers), torch.from_numpy(drawn.owners), drawn.units
+
+
+def _of_users(drawn: Draw, units: Numbers) -> bool:
+    """Whether the rows of each owner are those of one user, and of no other owner: else one would be clipped twice."""
+    if drawn.row_numbers.max(initial=-1) >= len(units):
+        return False
+    pairs = np.unique(np.stack([drawn.owners, units[drawn.row_numbers]]), axis=1)
+    return all(len(np.unique(one)) == pairs.shape[1] for one in pairs)
 
 
 def _unpacked(drawn: tuple[Tensor, Tensor, int]) -> Draw:

@@ -22,6 +22,7 @@ from federation.sums import SentRows, UserSums, Weights
 from federation.task import Task, names_of_tables
 from privads.logs.schema import Schema
 from privads.training.tables import Runs
+from privads.training.working import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -163,11 +164,14 @@ class Nodes:
 
     def standing(self) -> dict[str, Any]:
         """Returns what a resume needs to know: under which name the nodes know the run."""
-        return {"run": self._run}
+        return {"run": self._run, "silos": self.silos}
 
     def restore(self, standing: Mapping[str, Any]) -> None:
-        """Go on under the run's name, in a session of its own."""
+        """Go on under the run's name, in a session of its own. The report tells of the most nodes that there were."""
+        if "run" not in standing:
+            raise CheckpointError("the checkpoint is of a run in one process: resume it there")
         self._run, self._resumed = standing["run"], True
+        self.silos = max(self.silos, standing["silos"])
 
     @property
     def _ready(self) -> tuple[Task, FederatedPlan, dict[str, str]]:

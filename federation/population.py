@@ -1,7 +1,6 @@
 """Registered users, in one silo or several: who joins a round, how often they did, and what their silo adds up."""
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from federation.cohort import LocalTraining
-from federation.identity import Identified, allowed
+from federation.identity import Identified, allowed, fingerprint, key_of
 from federation.plan import FederatedPlan
 from federation.sums import UserSums, Weights
 from federation.task import Task
@@ -86,6 +85,7 @@ class Silo:
         if allowed is not None and len(allowed) != users:
             raise ValueError(f"a silo of {users} users was told of {len(allowed)}: tell of each")
         self._allowed = allowed
+        self.who = "" if plan.participations is None else fingerprint(rows)
 
     def draw_from(self, randomness: Randomness) -> None:
         """Take all that is drawn from now on from here."""
@@ -130,10 +130,10 @@ class Silo:
             return found
         return found.noised(self.plan.noise_multiplier * clip_norm * math.sqrt(found.users), self._randomness)
 
-    def restore(self, sent: Tensor) -> None:
-        """Go on from how often each user had sent an update."""
-        if len(sent) != len(self.sent):
-            raise CheckpointError("a silo's log is not the one that the run was on: start a new run")
+    def restore(self, sent: Tensor, who: str) -> None:
+        """Go on from how often each user had sent an update. who: the users by whose numbers that was counted."""
+        if len(sent) != len(self.sent) or who != self.who:
+            raise CheckpointError("a silo's users are not those that the run was on: start a new run")
         self.sent = sent.numpy().copy()
 
 
@@ -196,7 +196,7 @@ class Members:
         self._source = {"insecure_seed": insecure_seed, "secure": secure}
         may: list[NDArray[np.bool_]] | list[None] = [None] * len(self._rows)
         if self.limited and len(self._rows) > plan.silos:
-            key = hashlib.sha256(self.schema.dataset.encode()).digest()  # no secret where all silos are one process
+            key = key_of(self.schema.dataset)
             may = allowed([one.identifiers(key) for one in self._rows if isinstance(one, Identified)], silos=plan.silos)
         self._silos = [
             Silo(
@@ -231,15 +231,24 @@ class Members:
         return self._local
 
     def standing(self) -> dict[str, Any]:
-        """Returns what a resume needs to know: how often each user of a silo has sent an update."""
-        return {"sent": [torch.from_numpy(one.sent) for one in self._silos]}
+        """Returns what a resume needs to know: which silos use whose rows, and where the plan limits that how often
+        each user of a silo has sent an update. Of other plans nothing is kept, or decided, by who the users are."""
+        counted = [one for one in self._silos if one.plan.participations is not None]
+        return {
+            "silos": len(self._rows),
+            "limited": self.limited,
+            "sent": [torch.from_numpy(one.sent) for one in counted],
+            "who": [one.who for one in counted],
+        }
 
     def restore(self, standing: Mapping[str, Any]) -> None:
         """Go on from what `standing` was, after `open`."""
-        if len(standing["sent"]) != len(self._silos):
+        if standing.get("silos") != len(self._rows):
             raise CheckpointError("the checkpoint is of a run with another number of silos: give the same")
-        for silo, sent in zip(self._silos, standing["sent"], strict=True):
-            silo.restore(sent)
+        if standing["limited"] != self.limited:
+            raise CheckpointError("the checkpoint is of a run with another shared_units: resume with the same")
+        for silo, sent, who in zip(self._silos, standing["sent"], standing["who"], strict=False):
+            silo.restore(sent, who)
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from dp_accounting import dp_event
 from numpy.typing import NDArray
 from torch import nn
 
 from accounting import mechanisms
-from accounting.accountant import Bounds
+from accounting.accountant import Bounds, epsilon
 from accounting.ledger import Entry, Ledger
 from accounting.report import record, scores
 from accounting.report.guarantee import Guarantee
@@ -106,7 +107,23 @@ class FederatedRun:
     @property
     def epsilon(self) -> Bounds:
         """Bounds on what the run cost, at the budget's delta."""
-        return self.plan.spent
+        budget = self.plan.budget
+        if budget is None or not self._sent_again:
+            return self.plan.spent
+        return epsilon(self._event_after(self.plan.rounds), delta=budget.delta, neighbors=budget.neighbors)
+
+    @property
+    def _sent_again(self) -> int:
+        """How many updates a user may have sent beyond the plan's participations: one in each round that was lost."""
+        local = self.plan.participations is not None
+        return sum(one.step < self.plan.rounds for one in self.resumptions) if local else 0
+
+    def _event_after(self, rounds: int) -> dp_event.DpEvent:
+        """Returns what was executed after the first ``rounds`` rounds, and in those that were lost."""
+        if self.plan.participations is None or not self._sent_again:
+            return self.plan.event_after(rounds)
+        once = mechanisms.gaussian(noise_multiplier=self.plan.noise_multiplier)
+        return mechanisms.repeated(once, min(rounds, self.plan.participations) + self._sent_again)
 
     def predict(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
         """Returns {task: (rows,) probability of an event, or mean of a number}. Reads the rows."""
@@ -187,7 +204,7 @@ class FederatedRun:
         if budget is None:
             return None
         return guarantee(
-            self.plan.event_after,
+            self._event_after,
             self.plan.rounds,
             budget,
             self.epsilon,
@@ -206,10 +223,10 @@ class FederatedRun:
                 f"; the clip norm is the first one, and follows the {plan.clip_quantile:g} quantile of the norms"
             )
         return record.Mechanism(
-            event=mechanisms.to_dict(plan.event),
+            event=mechanisms.to_dict(self._event_after(plan.rounds)),
             sampler=plan.sampler if plan.participations is None else "every user, as often as the plan lets them",
             sampling_rate=plan.sampling_rate if plan.participations is None else None,
-            steps=plan.rounds if plan.participations is None else plan.participations,
+            steps=plan.rounds if plan.participations is None else plan.participations + self._sent_again,
             batch=plan.cohort,
             rows_per_unit=self.task.rows_per_user,
             bounded_by="PoissonSampler of each silo, a fresh random choice for each round",
@@ -259,11 +276,12 @@ class FederatedRun:
         plan = self.plan
         if not plan.private:
             return
+        most = (plan.participations or 0) + self._sent_again
         for text, by in (
             (
                 "every user joins every round independently with the stated probability"
                 if plan.participations is None
-                else f"no user sends more than {plan.participations} updates, each with noise of its own",
+                else f"no user sends more than {most} updates, each with noise of its own",
                 "Silo",
             ),
             ("one user adds at most clip_norm to a silo's sum of a round", "LocalTraining, in floating point"),
@@ -271,6 +289,8 @@ class FederatedRun:
             _TABLES[plan.table_noise],
         ):
             yield record.Assumption(status="enforced", text=text, by=by)
+        text = "no user's update depends on who else is trained beside them"
+        yield record.Assumption(status="checked", text=text, by="LocalTraining.check_apart, on made-up rows")
         if self.entry is not None:
             text = "the budget was charged before the first row was read"
             yield record.Assumption(status="enforced", text=text, by="Ledger")

@@ -118,9 +118,9 @@ class SparseParties(Parties, Protocol):
     sent any of it, and a round is two messages each way. First ``named``: every silo draws its cohort and answers with
     the rows that its users' rows name. The server settles the noise that those rows owe and keeps them on the disk.
     Then ``sums``: the silos are sent those rows (`federation.sums.SentRows`) beside the other parameters, the cohort
-    that was drawn trains on them, and the answers are sums of rows and values. A silo need not be sent rows that only
-    others named. Who wants a whole table names all of its rows. A silo that does not answer the second message is
-    missing from the sum, like any other; one that did not answer the first takes no part in the round.
+    that was drawn trains on them, and the answers are sums of rows and values. A silo must not be sent rows that only
+    others named: which those are is private. Who wants a whole table names all of its rows. A silo that does not answer
+    the second message is missing from the sum, like any other; one that did not answer the first takes no part in it.
     """
 
     def named(self, number: int) -> Mapping[str, Tensor]:
@@ -283,7 +283,9 @@ def _rehearse(task: Task, plan: FederatedPlan, schema: Schema, optimizer: Server
     """Train on made-up rows and step, so that what cannot work is refused before anything is charged."""
     state = first_state(task.model, plan)
     batch, owners = padding(schema, 3), torch.tensor([0, 1, 1])
-    sums = LocalTraining(task, schema).updates(batch, owners, 2, state.weights).clipped_sum(state.clip_norm)
+    local = LocalTraining(task, schema)
+    sums = local.updates(batch, owners, 2, state.weights).clipped_sum(state.clip_norm)
+    local.check_apart(schema)
     after_round(state, sums, plan, optimizer, Randomness())
 
 

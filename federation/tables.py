@@ -25,7 +25,16 @@ from privads.training.tables import SparseSum, add_step
 
 
 def owing(weights: Mapping[str, Tensor], rounds: int) -> dict[str, OwingTable]:
-    """Returns the tables of ``weights``, of which nothing is owed yet."""
+    """Returns the tables of ``weights``, of which nothing is owed yet.
+
+    Sums and noise are rounded to a table's numbers one by one: coarse ones would swallow the noise and keep the sum.
+    """
+    for name, one in weights.items():
+        if one.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"table_noise 'lazy' adds noise in the numbers of the table: {name!r} must be float32 or float64, got "
+                f"{one.dtype}: use one of those, or plan with table_noise='dense'"
+            )
     return {name: OwingTable.of(one, Debt(rounds)) for name, one in weights.items()}
 
 

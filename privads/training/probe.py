@@ -43,10 +43,10 @@ def probe(model: nn.Module, loss: Loss | None, schema: Schema, gradients: UnitGr
     default = losses.for_schema(schema)
     device = next(model.parameters()).device
     owners = torch.tensor(_OWNERS, device=device)
-    batch = _made_up(schema, len(_OWNERS)).to(device)
+    batch = made_up(schema, len(_OWNERS)).to(device)
     exact = torch.autocast(device.type, enabled=False)  # the caller's autocast would round what is compared
-    with exact, _repeatable(model), _sparse_tables(model), _jittered(model, batch):
-        alone = [_of_one_unit(model, loss, default, _pick(batch, rows)) for rows in _rows_of(owners)]
+    with exact, repeatable(model), _sparse_tables(model), _jittered(model, batch):
+        alone = [_of_one_unit(model, loss, default, pick(batch, rows)) for rows in _rows_of(owners)]
         norms = torch.stack([_norm(slope) for _, slope in alone])
         clip_norm = float(norms.median()) / 2 or 1.0
         expected = _clipped_sum([slope for _, slope in alone], norms, clip_norm)
@@ -163,7 +163,8 @@ def check_shape(values: Tensor, rows: int) -> Tensor:
     return values
 
 
-def _made_up(schema: Schema, rows: int) -> Batch:
+def made_up(schema: Schema, rows: int) -> Batch:
+    """Returns ``rows`` rows of random numbers, the same ones each time, whose every bag has length 1."""
     generator = torch.Generator().manual_seed(0)
     starts = torch.tensor(schema.bucket_starts)
     buckets = starts.diff()
@@ -186,7 +187,7 @@ def _made_up(schema: Schema, rows: int) -> Batch:
     )
 
 
-def _pick(batch: Batch, rows: Tensor) -> Batch:
+def pick(batch: Batch, rows: Tensor) -> Batch:
     """Returns these rows of a batch whose every bag has length 1."""
     ids = batch.ids.view(batch.rows, -1)[rows]
     return Batch(
@@ -201,7 +202,7 @@ def _pick(batch: Batch, rows: Tensor) -> Batch:
 
 
 @contextlib.contextmanager
-def _repeatable(model: nn.Module) -> Iterator[None]:
+def repeatable(model: nn.Module) -> Iterator[None]:
     """Dropout off and torch's own randomness put back afterwards: differences then come from the rows alone."""
     dropouts = [one for one in model.modules() if isinstance(one, nn.modules.dropout._DropoutNd) and one.training]
     with torch.random.fork_rng():

@@ -316,3 +316,63 @@ def test_a_loss_with_a_mean_is_refused() -> None:
     task = Task(model=MMoE(facts), local_learning_rate=0.1, loss=lambda outputs, batch: outputs["click"].mean())
     with pytest.raises(ValueError, match="rows"):
         updates_of(task, facts, random_batch(facts, len(OWNERS)))
+
+
+# One user beside another
+
+
+class Mixing(nn.Module):
+    """Adds the sum over the rows that it is given: with padding, over more than a user has."""
+
+    def __init__(self, facts: Schema) -> None:
+        super().__init__()
+        self.inner = DCN(facts)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {task: one + one.sum() for task, one in self.inner(batch).items()}
+
+
+def in_batch(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """The loss of in-batch negatives: a row against all rows."""
+    return -torch.log_softmax(outputs["click"], 0)
+
+
+def of_logarithm(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """Its slope is NaN at a row of zeros."""
+    return (outputs["click"] - batch.weights.log()).square()
+
+
+def moved_by_a_neighbor(task: Task, facts: Schema) -> float:
+    """Returns by how many clip norms a user of five rows moves what users of two rows add to a round's sum."""
+    owners = [user for user in range(10) for _ in range(2)] + [10] * 5
+    batch = random_batch(facts, len(owners))
+    both = updates_of(task, facts, batch, tuple(owners), 11).clipped_sum(1e-3)
+    rest = updates_of(task, facts, pick(batch, list(range(20))), tuple(owners[:20]), 10).clipped_sum(1e-3)
+    last = updates_of(task, facts, pick(batch, list(range(20, 25))), (0,) * 5, 1).clipped_sum(1e-3)
+    return math.hypot(*(float((both.of(n) - rest.of(n) - last.of(n)).norm()) / 1e-3 for n in trained(task.model)))
+
+
+@pytest.mark.parametrize(("model", "loss"), [(Mixing, None), (DCN, in_batch)])
+def test_a_model_that_mixes_rows_would_let_one_user_move_all_others_and_is_refused(model: Any, loss: Any) -> None:
+    torch.manual_seed(0)
+    facts = schema(tasks=("click",))
+    task = Task(model=jittered(model(facts)), local_learning_rate=0.3, loss=loss)
+    assert moved_by_a_neighbor(task, facts) > 0.1  # beside the one clip norm of their own update
+    with pytest.raises(UnsupportedModel, match="who is trained beside them"):
+        LocalTraining(task, facts).check_apart(facts)
+
+
+@pytest.mark.parametrize("local_rows", [None, 2])
+def test_padding_is_as_finite_as_a_users_own_rows(local_rows: int | None) -> None:
+    facts = schema(tasks=("click",))
+    model = jittered(DCN(facts))
+    task = Task(model=model, local_learning_rate=0.3, loss=of_logarithm, local_steps=2, local_rows=local_rows)
+    assert moved_by_a_neighbor(task, facts) < 1e-3
+    LocalTraining(task, facts).check_apart(facts)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_models_of_privads_train_each_user_apart(name: str) -> None:
+    facts = schema()
+    task = Task(model=MODELS[name](facts), local_learning_rate=0.3, local_rows=2)
+    LocalTraining(task, facts).check_apart(facts)

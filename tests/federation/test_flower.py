@@ -501,6 +501,42 @@ def test_under_local_noise_users_are_counted_by_the_node(keeps: bool, tmp_path: 
             assert not np.frombuffer(array.data, dtype="<f8").any()
 
 
+def test_where_a_node_keeps_what_its_users_sent_is_not_the_servers_to_choose(tmp_path: Path) -> None:
+    """The SuperLink gives out the numbers of nodes: under a new one a node would count from nothing."""
+    log = private_logs(tmp_path)
+    found = plan(neighbors="replace", mechanism="local", participations=1, cohort=USERS)
+    app, answers = client_app(task_of(log, Logistic), log, found, kept=tmp_path / "node"), list[Message]()
+
+    def numbered(number: int) -> Any:
+        def answered(message: Message, context: Context) -> Message:
+            state = RecordDict()
+            own = Context(run_id=1, node_id=number, node_config={}, state=state, run_config={})
+            answers.append(app(message, own))
+            return answers[-1]
+
+        return answered
+
+    for number in (11, 12):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        ledger = new_ledger(folder, epsilon=200.0, neighbors="replace")
+        over_flower(log, found, grid=InProcessGrid([numbered(number)]), task=task_of(log, Logistic), ledger=ledger)
+    assert not any(one.has_error() for one in answers[: found.rounds])
+    assert all("another run" in (one.error.reason or "") for one in answers[found.rounds :])
+
+
+def test_a_resume_with_fewer_nodes_hides_no_assumption(tmp_path: Path) -> None:
+    log, ledger, file = private_logs(tmp_path), new_ledger(tmp_path, epsilon=200.0), tmp_path / "kept" / "round"
+    task, found = task_of(log, Logistic), plan(silos=1)
+    grid = Dying([client_app(task, log, found) for _ in range(2)])
+    grid.at = 3
+    with pytest.raises(KilledError):
+        over_flower(log, found, grid=grid, task=task, nodes=2, ledger=ledger, checkpoint=Checkpoint(path=file))
+    one, resumed = InProcessGrid([client_app(task, log, found)]), Checkpoint(path=file, resume=True)
+    report = over_flower(log, found, grid=one, task=task, ledger=ledger, checkpoint=resumed).report()
+    assert any("more than 1 of the 2 silos" in one.text for one in report.assumptions if one.status == "asserted")
+
+
 def test_the_report_says_that_it_ran_over_flower(log: Logs) -> None:
     report = over_flower(log, plan(), silos=[log] * 2, task=task_of(log, Logistic)).report()
     assert report.run.config["backend"] == "Flower, 2 nodes"

@@ -98,6 +98,11 @@ def test_a_run_does_not_begin_with_anothers_weights(folder: Path, tmp_path: Path
         prepare(stated, rounds_of(folder))
 
 
+def test_an_audit_that_would_not_be_made_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[audit\] is for"):
+        job(folder, tmp_path / "run", rounds_of(folder), audit={"canaries": 1000})
+
+
 def test_every_round_is_kept_whatever_training_would_keep(folder: Path, tmp_path: Path) -> None:
     run = {"out": str(tmp_path / "run"), "checkpoint": str(tmp_path / "kept" / "round"), "checkpoint_every": 5}
     found = prepare(config(folder, run=run), rounds_of(folder, rounds=2, cohort=30))

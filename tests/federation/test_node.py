@@ -3,16 +3,20 @@
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
 
+from federation.identity import Identifiers
 from federation.messages import Letter, MessageError, Raw, Request, agreement
 from federation.node import Memory, Node, rows_of
 from federation.plan import FederatedPlan
+from federation.sums import SentRows
 from federation.task import Task
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models import Logistic
+from privads.training.working import CheckpointError
 from tests.federation.helpers import USERS, logs, plan, private_logs, twin
 
 
@@ -147,18 +151,57 @@ def test_a_node_that_has_forgotten_what_its_users_sent_does_not_go_on(log: Logs)
     node(log, plan()).sum_updates(request(log, plan(), number=3, resumed=True), None, lasting=False)
 
 
-def test_another_run_counts_from_nothing(log: Logs) -> None:
-    one, found = node(log, local(rounds=2)), local(rounds=2)
-    _, memory = one.sum_updates(request(log, found), None, lasting=False)
-    _, other = one.sum_updates(request(log, found, run="two"), memory, lasting=False)
-    assert memory.sent is not None
-    assert other.sent is not None
-    assert not torch.equal(memory.sent, other.sent)
-    assert int((memory.sent * other.sent).sum()) > 0
+def test_a_server_that_gives_the_run_another_name_gets_no_more_updates(log: Logs) -> None:
+    """Under local noise nobody trusts the server: were counts those of a run's name, it could choose them."""
+    found = local(rounds=2)
+    one = node(log, found)
+    _, memory = one.sum_updates(request(log, found), None, lasting=True)
+    for lasting in (True, False):
+        with pytest.raises(MessageError, match="sent updates in another run"):
+            one.sum_updates(request(log, found, run="two", session="new"), memory, lasting=lasting)
+    _, memory = node(log, plan()).sum_updates(request(log, plan()), None, lasting=True)
+    node(log, plan()).sum_updates(request(log, plan(), run="two"), memory, lasting=True)  # nothing is counted
+
+
+class Renamed:
+    """A log whose users have other numbers: the first one is gone, and another one came."""
+
+    def __init__(self, log: Logs) -> None:
+        self.schema, self.check, self._log = log.schema, log.check, log
+        self.units, self.take, self.reference = log.units, log.take, log.reference
+
+    def identifiers(self, key: bytes) -> Identifiers:
+        return np.roll(self._log.identifiers(key), -1, axis=0)
+
+
+def test_what_users_have_sent_is_not_counted_for_others(log: Logs) -> None:
+    found = local()
+    _, memory = node(log, found).sum_updates(request(log, found), None, lasting=True)
+    asked = request(log, found, number=2)
+    node(log, found).sum_updates(asked, memory, lasting=True)
+    with pytest.raises(CheckpointError, match="users are not those"):
+        node(Renamed(log), found).sum_updates(asked, Memory.of(memory.letter()), lasting=True)
+
+
+@pytest.mark.parametrize("moved", [1, 1000])
+def test_a_cohort_whose_rows_have_become_others_is_not_summed(moved: int, log: Logs) -> None:
+    """A user whose rows lie with two owners would be clipped in each of them."""
+    found = plan(table_noise="lazy", cohort=USERS)
+    _, memory = node(log, found).name_rows(request(log, found, weights=False), None)
+    other = Renamed(log)
+    other.units = np.sort(np.concatenate([log.units[moved:], np.full(min(moved, 1), log.units.max())]))
+    sent = Request.of(request(log, found, weights=False))
+    rows = {name: one.detach() for name, one in task(log).model.named_parameters()}
+    named = {
+        name: SentRows(torch.arange(len(one)), one, len(one)) if "table" in name else one for name, one in rows.items()
+    }
+    node(log, found).sum_updates(sent.letter(named), memory, lasting=False)
+    with pytest.raises(MessageError, match="the round is lost"):
+        node(other, found).sum_updates(sent.letter(named), memory, lasting=False)
 
 
 def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
-    kept = Memory(run="one", session="first", number=3, sent=torch.tensor([0, 2, 1]))
+    kept = Memory(run="one", session="first", number=3, sent=torch.tensor([0, 2, 1]), who="abc")
     file = tmp_path / "kept" / "node"
     assert Memory.kept(file) is None
     kept.keep(file)
@@ -166,7 +209,7 @@ def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
     assert found is not None
     assert found.sent is not None
     assert torch.equal(found.sent, torch.tensor([0, 2, 1]))
-    assert (found.run, found.session, found.number) == ("one", "first", 3)
+    assert (found.run, found.session, found.number, found.who) == ("one", "first", 3, "abc")
     assert file.stat().st_mode & 0o077 == 0
 
 

@@ -375,6 +375,16 @@ class Mixed(nn.Module):
         return {"click": found if float(found.sum()) > 0 else -found}
 
 
+def test_a_loss_over_all_rows_of_a_batch_is_refused_before_anything_is_charged(tmp_path: Path) -> None:
+    ledger, log = new_ledger(tmp_path), private_logs(tmp_path)
+    task = Task(
+        model=Logistic(log.schema), local_learning_rate=0.5, loss=lambda o, _: -torch.log_softmax(o["click"], dim=0)
+    )
+    with pytest.raises(UnsupportedModel, match="trained beside them"):
+        federate(task, log, plan(), ledger=ledger)
+    assert not ledger.history("small")
+
+
 def test_a_model_that_cannot_be_trained_side_by_side_is_refused_before_anything_is_charged(tmp_path: Path) -> None:
     ledger, log = new_ledger(tmp_path), private_logs(tmp_path)
     with pytest.raises((UnsupportedModel, RuntimeError)):

@@ -113,3 +113,8 @@ def test_a_seed_is_in_the_headline(log: Logs) -> None:
 def test_a_run_predicts_as_its_model(log: Logs) -> None:
     found = run(log, plan())
     assert found.predict(log)["click"].shape == (len(log.units),)
+
+
+def test_that_users_are_trained_apart_is_said_to_have_been_checked(log: Logs) -> None:
+    (one,) = (one for one in run(log, plan()).report().assumptions if "beside them" in one.text)
+    assert one.status == "checked"

@@ -1,15 +1,21 @@
 """A run that is killed goes on from its last round, pays for what was released twice and for nothing else."""
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
 import pytest
 import torch
 from torch import Tensor
 
+from accounting import mechanisms
+from accounting.accountant import epsilon
 from accounting.budget import BudgetExceeded
 from federation import server
 from federation.plan import FederatedPlan
@@ -23,7 +29,7 @@ from privads.models import Logistic
 from privads.training import working
 from privads.training.fit import Checkpoint
 from privads.training.working import CheckpointError
-from tests.federation.helpers import logs, plan, private_logs, twin
+from tests.federation.helpers import USERS, logs, plan, private_logs, twin
 from tests.privads.training.helpers import new_ledger
 
 LIMIT = 200.0
@@ -140,6 +146,21 @@ def test_a_repeated_round_of_local_noise_is_charged_again(tmp_path: Path) -> Non
     assert [first.state, again.state] == ["committed", "committed"]
 
 
+def test_the_report_counts_what_users_sent_in_a_round_that_was_lost(tmp_path: Path) -> None:
+    """Everyone sends one update in round 1, and one more after the server was killed: noise 3, replaced users."""
+    log, found = private_logs(tmp_path), plan(neighbors="replace", mechanism="local", participations=1, cohort=USERS)
+    ledger, file = new_ledger(tmp_path, epsilon=LIMIT, neighbors="replace"), tmp_path / "kept" / "round"
+    with pytest.raises(KilledError):
+        serve(log, found, Dying(log, 1), ledger=ledger, checkpoint=Checkpoint(path=file))
+    run = serve(log, found, Members(log), ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
+    report = run.report()
+    twice = mechanisms.repeated(mechanisms.gaussian(noise_multiplier=3.0), 2)
+    assert report.guarantee is not None
+    assert report.guarantee.epsilon == run.epsilon.upper == epsilon(twice, delta=1e-5, neighbors="replace").upper
+    assert report.guarantee.epsilon > found.spent.upper
+    assert any("more than 2 updates" in one.text for one in report.assumptions)
+
+
 def test_how_often_users_sent_an_update_survives_the_server(tmp_path: Path) -> None:
     log, found = private_logs(tmp_path), plan(neighbors="replace", mechanism="local", participations=1, cohort=200)
     ledger = new_ledger(tmp_path, epsilon=LIMIT, neighbors="replace")
@@ -150,6 +171,59 @@ def test_how_often_users_sent_an_update_survives_the_server(tmp_path: Path) -> N
     serve(log, found, resumed, ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
     (sent,) = resumed.standing()["sent"]
     assert int(sent.max()) == 1  # of the rounds that were kept, and those after
+
+
+def changed(log: Logs) -> Logs:
+    """Returns the log after its first user has gone, and another one has come, as last."""
+    table = pyarrow.parquet.read_table(log.path)
+    first = table["user"][0]
+    rest = table.filter(pyarrow.compute.not_equal(table["user"], first))
+    user = pyarrow.array(["new"])
+    one = table.slice(0, 1).set_column(table.schema.get_field_index("user"), "user", user)
+    path = Path(log.path).with_name("changed.parquet")
+    pyarrow.parquet.write_table(pyarrow.concat_tables([rest, one]), path)
+    return Logs(path, log.schema)
+
+
+def test_what_users_have_sent_is_not_counted_for_others(tmp_path: Path) -> None:
+    log, found = private_logs(tmp_path), plan(neighbors="replace", mechanism="local", participations=1)
+    ledger, file = new_ledger(tmp_path, epsilon=LIMIT, neighbors="replace"), tmp_path / "kept" / "round"
+    with pytest.raises(KilledError):
+        serve(log, found, Dying(log, 3), ledger=ledger, checkpoint=Checkpoint(path=file))
+    other = changed(log)
+    with pytest.raises(CheckpointError, match="users are not those"):
+        serve(other, found, Members(other), ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
+
+
+def test_who_has_come_or_gone_decides_nothing_where_no_user_is_counted(tmp_path: Path) -> None:
+    log, ledger, file = private_logs(tmp_path), new_ledger(tmp_path, epsilon=LIMIT), tmp_path / "kept" / "round"
+    with pytest.raises(KilledError):
+        serve(log, plan(), Dying(log, 3), ledger=ledger, checkpoint=Checkpoint(path=file))
+    assert not working.read(file)["parties"]["sent"]  # nor does the file say who took part
+    table = pyarrow.parquet.read_table(log.path)
+    fewer = table.filter(pyarrow.compute.not_equal(table["user"], table["user"][0]))
+    pyarrow.parquet.write_table(fewer, tmp_path / "fewer.parquet")
+    rest = Logs(tmp_path / "fewer.parquet", log.schema)
+    run = serve(rest, plan(), Members(rest), ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
+    assert run.rounds_done == plan().rounds
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_report_does_not_claim_of_all_rounds_what_held_after_a_resume_alone(first: bool, tmp_path: Path) -> None:
+    log, ledger, file = private_logs(tmp_path), new_ledger(tmp_path, epsilon=LIMIT), tmp_path / "kept" / "round"
+
+    @contextlib.contextmanager
+    def dying(_: FederatedPlan) -> Iterator[Callable[[int], None]]:
+        def show(_: int) -> None:
+            raise KilledError
+
+        yield show
+
+    before, after = (Members([log, log], shared_units=one) for one in (first, not first))
+    with pytest.raises(KilledError):
+        serve(log, plan(), before, ledger=ledger, checkpoint=Checkpoint(path=file), progress=dying)
+    with pytest.raises(CheckpointError, match="shared_units"):
+        serve(log, plan(), after, ledger=ledger, checkpoint=Checkpoint(path=file, resume=True))
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,15 @@ def test_users_train_on_sent_rows_as_on_whole_tables_and_on_no_other_row(log: Lo
         local.cohort_sums(log, draw, {**state.weights, "head.weight": one}, clip_norm=0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_coarse_numbers_would_keep_a_users_sum_and_lose_its_noise_and_are_refused(dtype: torch.dtype) -> None:
+    """Where numbers are four stds of the noise apart, a user who adds two stds makes a weight the next number, and the
+    noise takes it there in 2 % of all rounds without the user. Rounded after both, that is 50 % and 2 %."""
+    with pytest.raises(ValueError, match="must be float32 or float64"):
+        tables.owing({"table.weight": torch.ones(4, 2, dtype=dtype)}, 3)
+    assert tables.owing({"table.weight": torch.ones(4, 2, dtype=torch.float64)}, 3)
+
+
 def test_a_row_that_owes_noise_cannot_be_sent() -> None:
     found = plan(table_noise="lazy")
     state = first_state(Wide(), found)
