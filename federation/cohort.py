@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -382,6 +383,13 @@ def _flat(values: Tensor) -> Tensor:
 
 def _one_each(offsets: Tensor) -> bool:
     return bool((offsets == torch.arange(len(offsets))).all())
+
+
+def of_users(draw: Draw, kept: NDArray[np.bool_]) -> Draw:
+    """Returns the part of a draw whose places are ``kept`` (units,), with all rows of theirs."""
+    mine = kept[draw.owners]
+    owners, units = (np.cumsum(kept) - 1)[draw.owners[mine]], int(kept.sum())
+    return Draw(row_numbers=draw.row_numbers[mine], owners=owners, units=units, sampled=units)
 
 
 def _parts(draw: Draw, users_at_once: int) -> Iterator[Draw]:

@@ -30,6 +30,7 @@ from federation.rounds import ServerOptimizer, averaging
 from federation.run import FederatedRun
 from federation.server import Progress, serve
 from federation.task import Task
+from privads.attacks.canaries import Canaries
 from privads.batch import Rows
 from privads.logs.schema import Schema
 from privads.training.fit import Checkpoint
@@ -69,13 +70,15 @@ def federate(
     insecure_seed: int | None = None,
     secure: bool = False,
     checkpoint: Checkpoint | None = None,
+    canaries: Canaries | None = None,
 ) -> FederatedRun:
     """Returns the run that trains ``task`` among the users of a grid's nodes as ``plan`` says.
 
     schema: of the rows of all nodes. nodes: how many there are; all must have registered within ``wait_seconds`` before
     anything is charged. round_seconds: how long a round is open; it ends before only where every node has answered.
-    `math.inf` waits for all of them, for a simulation. A node that is late, fails or sends what cannot be used counts
-    as zero. insecure_seed, secure: the nodes' apps must be given the same. All else is as for `federation.federate`.
+    `math.inf` waits for all of them, for a simulation. canaries: refused, they are users of this process. A node that
+    is late, fails or sends what cannot be used counts as zero. insecure_seed, secure: the nodes' apps must be given the
+    same. All else is as for `federation.federate`.
     """
     check_weights(task)
     parties = Nodes(
@@ -97,6 +100,7 @@ def federate(
         insecure_seed=insecure_seed,
         secure=secure,
         checkpoint=checkpoint,
+        canaries=canaries,
     )
 
 

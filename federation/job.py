@@ -16,10 +16,20 @@ from federation.rounds import ServerOptimizer
 from federation.run import FederatedRun, released_of
 from federation.server import Progress, federate
 from federation.task import Task
+from privads.attacks.canaries import Canaries
 from privads.config import ConfigError
 from privads.evaluation.held_out import plan_held_out, released_on
 from privads.evaluation.release import MetricsPlan
-from privads.job import cache_of, check_all_fit, checkpoint_of, features_of, model_of, open_ledger, open_logs
+from privads.job import (
+    cache_of,
+    canaries_of,
+    check_all_fit,
+    checkpoint_of,
+    features_of,
+    model_of,
+    open_ledger,
+    open_logs,
+)
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.progress import bar
@@ -50,6 +60,7 @@ class FederateJob:
     shared_units: bool = False
     metrics: MetricsPlan | None = None
     checkpoint: Checkpoint | None = None
+    canaries: Canaries | None = None
 
     def run(self, *, progress: Progress | None = None) -> FederatedRun:
         """Returns the finished run, saved to its folder; only then its working checkpoint is removed."""
@@ -65,6 +76,7 @@ class FederateJob:
             insecure_seed=facts.insecure_seed,
             secure=facts.secure,
             checkpoint=self.checkpoint,
+            canaries=self.canaries,
         )
         stated = self.config.model_dump(mode="json", by_alias=True, exclude_none=True)
         run = replace(found, config=stated, seed=facts.seed)
@@ -103,8 +115,11 @@ def prepare(config: RunConfig, table: FederationTable, *, resume: bool = False) 
     silos, test = open_silos(config, table, cache=cache_of(config, out))
     schema = silos[0].schema
     checkpoint = checkpoint_of(config, out, resume=resume)
+    if checkpoint is not None and config.audit is not None:
+        raise ConfigError("a run with canaries cannot be resumed: leave out [audit], or run.checkpoint")
     ledger = None if config.plan.without_privacy else open_ledger(config, silos[0].source)
     plan = make_plan(config.plan, table, schema, silos=len(silos))
+    canaries = canaries_of(config, plan.budget)
     metrics = plan_held_out(config, test)
     if ledger is not None and metrics is not None:
         check_all_fit(ledger, schema, {"evaluation": metrics.release}, plan)
@@ -120,6 +135,7 @@ def prepare(config: RunConfig, table: FederationTable, *, resume: bool = False) 
         out=out,
         shared_units=table.shared_units,
         metrics=metrics,
+        canaries=canaries,
         checkpoint=None if checkpoint is None else replace(checkpoint, every=None),  # every round is kept
     )
 

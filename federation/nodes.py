@@ -58,7 +58,7 @@ class Post(Protocol):
 
 
 class Nodes:
-    """The nodes that a post reaches, each a silo of any number of users: `federation.server.SparseParties`.
+    """The nodes that a post reaches, each a silo of any number of users: `federation.parties.SparseParties`.
 
     name: of the post, for the report. Who takes part is fixed by `check`: a node that registers later is not asked. A
     round of a plan of table_noise "lazy" is two exchanges, each ``round_seconds`` long at most; a node is sent the rows

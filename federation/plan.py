@@ -206,6 +206,11 @@ class FederatedPlan:
         return self.rounds
 
     @property
+    def records(self) -> int:
+        """How often a user may be in a round: once for each of their silos."""
+        return self.silos
+
+    @property
     def batch(self) -> int:
         """The cohort, by the name that it has in any plan."""
         return self.cohort

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from federation.cohort import LocalTraining
+from federation.canaries import AuditedTraining, Watch
+from federation.cohort import LocalTraining, of_users
 from federation.identity import Identified, allowed, fingerprint, key_of
 from federation.plan import FederatedPlan
 from federation.sums import UserSums, Weights
 from federation.task import Task
+from privads.attacks.canaries import WithCanaries
 from privads.batch import Rows
 from privads.logs.schema import Schema
 from privads.noise import Randomness
@@ -82,6 +84,8 @@ class Silo:
         users = int(self._units.max()) + 1 if len(self._units) else 0
         self.sent: Numbers = np.zeros(users, dtype=np.int64)  # by each user so far
         self.drawn: Draw | None = None  # the cohort whose rows were named
+        if allowed is not None and isinstance(rows, WithCanaries):  # of users behind those that silos may share
+            allowed = np.concatenate([allowed, np.ones(len(np.unique(rows.of)), dtype=bool)])
         if allowed is not None and len(allowed) != users:
             raise ValueError(f"a silo of {users} users was told of {len(allowed)}: tell of each")
         self._allowed = allowed
@@ -100,24 +104,17 @@ class Silo:
             may = np.ones(len(users), dtype=bool) if self._allowed is None else self._allowed[users]
             if most is not None:
                 may &= self.sent[users] < most
-            kept = may[drawn.owners]
-            number = np.cumsum(may) - 1
-            drawn = Draw(
-                row_numbers=drawn.row_numbers[kept],
-                owners=number[drawn.owners[kept]],
-                units=int(may.sum()),
-                sampled=int(may.sum()),
-            )
+            drawn = of_users(drawn, may)
             users = users[may]
         self.sent[users] += 1
         return drawn
 
-    def named(self, local: LocalTraining) -> dict[str, Tensor]:
+    def named(self, local: LocalTraining | AuditedTraining) -> dict[str, Tensor]:
         """Returns, per table, the rows that a fresh cohort will read; the next `sums` are those of this cohort."""
         self.drawn = self.draw()
         return local.named(self.rows, self.drawn)
 
-    def sums(self, local: LocalTraining, weights: Weights, *, clip_norm: float) -> UserSums:
+    def sums(self, local: LocalTraining | AuditedTraining, weights: Weights, *, clip_norm: float) -> UserSums:
         """Returns the sum over a cohort of its users' clipped updates: the one whose rows were named, or a fresh one.
 
         Under mechanism "local" each user adds N(0, (noise_multiplier clip_norm)^2) to every number of every table; n
@@ -138,7 +135,7 @@ class Silo:
 
 
 class Members:
-    """The silos of a population, all in this process: `federation.server.SparseParties`.
+    """The silos of a population, all in this process: `federation.parties.SparseParties`.
 
     shared_units: the unit columns name a user alike in all silos, and at most the plan's ``silos`` of them use the rows
     of one (`federation.identity`).
@@ -147,7 +144,8 @@ class Members:
     def __init__(self, population: Population, *, shared_units: bool = False) -> None:
         self._rows, self.limited = silos_of(population), shared_units
         self._silos: list[Silo] = []
-        self._local: LocalTraining | None = None
+        self._local: LocalTraining | AuditedTraining | None = None
+        self._watch: Watch | None = None
         self._source: dict[str, Any] = {}
 
     @property
@@ -190,9 +188,14 @@ class Members:
                     "or leave out shared_units"
                 )
 
+    def plant(self, watch: Watch) -> None:
+        """Have canaries among the users."""
+        self._watch = watch
+
     def open(self, task: Task, plan: FederatedPlan, *, insecure_seed: int | None, secure: bool) -> None:
         """Read whose the rows are."""
-        self._local = LocalTraining(task, self.schema, counting=plan.table_noise == "adafest")
+        local = LocalTraining(task, self.schema, counting=plan.table_noise == "adafest")
+        self._local = local if self._watch is None else self._watch.over(local)
         self._source = {"insecure_seed": insecure_seed, "secure": secure}
         may: list[NDArray[np.bool_]] | list[None] = [None] * len(self._rows)
         if self.limited and len(self._rows) > plan.silos:
@@ -200,7 +203,7 @@ class Members:
             may = allowed([one.identifiers(key) for one in self._rows if isinstance(one, Identified)], silos=plan.silos)
         self._silos = [
             Silo(
-                rows,
+                rows if self._watch is None else self._watch.planted(rows, silo),
                 plan,
                 rows_per_user=task.rows_per_user,
                 randomness=randomness_of(silo, 0, **self._source),
@@ -225,7 +228,7 @@ class Members:
             yield silo.sums(self._ready, weights, clip_norm=clip_norm)
 
     @property
-    def _ready(self) -> LocalTraining:
+    def _ready(self) -> LocalTraining | AuditedTraining:
         if self._local is None:
             raise RuntimeError("open comes first")
         return self._local

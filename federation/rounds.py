@@ -108,16 +108,24 @@ def noised_mean(
 
 
 def after_round(
-    state: RoundState, sums: UserSums, plan: FederatedPlan, optimizer: ServerOptimizer, randomness: Randomness
+    state: RoundState,
+    sums: UserSums,
+    plan: FederatedPlan,
+    optimizer: ServerOptimizer,
+    randomness: Randomness,
+    see: Callable[[Mapping[str, Tensor], float], None] | None = None,
 ) -> RoundState:
     """Returns the state after a round whose cohort's clipped sums are ``sums``.
 
     The users of ``sums`` are those whose update came: who dropped out is missing from the sum, and the divisor stays.
+    see: an audit's, which looks at the noised mean of the parameters that are noised whole, and at the clip norm.
     Leaves ``state`` as it is under ``table_noise="dense"``, and takes it over else.
     """
     apart: Iterable[str] = () if plan.table_noise == "dense" else sums.tables
     dense = {name: one for name, one in state.weights.items() if name not in apart}
     mean = noised_mean(sums, plan, dense, clip_norm=state.clip_norm, randomness=randomness)
+    if see is not None:
+        see(mean, state.clip_norm)
     parameters = {name: nn.Parameter(one.clone() if name in dense else one) for name, one in state.weights.items()}
     inner = optimizer(list(parameters.values()))
     if state.optimizer:

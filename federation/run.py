@@ -23,6 +23,7 @@ from accounting.report.setting import Actor, Setting
 from accounting.report.summary import summary
 from federation.plan import FederatedPlan
 from federation.task import Task
+from privads.attacks.evidence import Evidence
 from privads.batch import Rows
 from privads.evaluation.calibrate import Calibration
 from privads.evaluation.metrics import TaskMetrics
@@ -98,6 +99,7 @@ class FederatedRun:
     ledger: Ledger | None = None
     entry: Entry | None = None
     resumptions: tuple[Resumption, ...] = ()
+    evidence: Evidence | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -193,6 +195,7 @@ class FederatedRun:
             else ledger_budget(self.ledger, schema.dataset, self.entry),
             metrics=(*task_records(schema, self.metrics), *self.released),
             values=value_records(self.values),
+            audit=() if self.evidence is None else (self.evidence.result(),),
             product=said.product,
             setting=self._setting() if plan.private else None,
             security=said.security,

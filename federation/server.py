@@ -15,22 +15,26 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from accounting import mechanisms
 from accounting.budget import BudgetExceeded
 from accounting.ledger import Entry, Ledger
+from federation.canaries import watch_for
 from federation.cohort import LocalTraining
+from federation.parties import Parties, SparseParties
 from federation.plan import FederatedPlan
 from federation.population import Members, Population, check_users
 from federation.rounds import RoundState, ServerOptimizer, after_round, averaging, check_optimizer, first_state
 from federation.run import FederatedRun
-from federation.sums import UserSums, Weights
+from federation.sums import UserSums
 from federation.tables import flush, sent, settle
 from federation.task import Task
+from privads.attacks.canaries import Canaries
+from privads.attacks.evidence import Evidence
 from privads.batch import padding
 from privads.charge import check_may_read, open_charge
 from privads.logs.schema import Schema
@@ -50,91 +54,6 @@ FLOATING_POINT = (
 )
 
 
-class Parties(Protocol):
-    """Those who train, and how they are reached.
-
-    ``serve`` calls ``check`` before the charge, then ``open``, ``restore`` where a run goes on, and for each round
-    ``sums``; `SparseParties` are asked ``named`` before it. Parties that see to it that at most the plan's ``silos``
-    silos use one user's rows (`federation.identity`) say so by an attribute ``limited`` that is true.
-    """
-
-    @property
-    def schema(self) -> Schema:
-        """Of the rows of all of them."""
-        ...
-
-    @property
-    def silos(self) -> int:
-        """How many silos there are."""
-        ...
-
-    @property
-    def backend(self) -> str:
-        """How they are reached, in words."""
-        ...
-
-    @property
-    def not_covered(self) -> tuple[str, ...]:
-        """What reaching them in this way leaves open, for the report."""
-        ...
-
-    @property
-    def split(self) -> str:
-        """Which rows are trained on, in words."""
-        ...
-
-    @property
-    def features(self) -> Any:
-        """The fitted transforms by which rows are read, if any."""
-        ...
-
-    def check(self) -> None:
-        """Refuse what cannot work, before anything is charged; reads no row."""
-        ...
-
-    def open(self, task: Task, plan: FederatedPlan, *, insecure_seed: int | None, secure: bool) -> None:
-        """Get ready for the first round; from here on rows may be read."""
-        ...
-
-    def sums(self, number: int, weights: Mapping[str, Tensor], *, clip_norm: float) -> Iterable[UserSums]:
-        """Yields the clipped sums of round ``number``, from 1, of a cohort that starts at ``weights``."""
-        ...
-
-    def standing(self) -> Mapping[str, Any]:
-        """Returns what a resume needs to know of the parties, as a working checkpoint can hold it."""
-        ...
-
-    def restore(self, standing: Mapping[str, Any]) -> None:
-        """Go on from what `standing` was, after `open`."""
-        ...
-
-
-@runtime_checkable
-class SparseParties(Parties, Protocol):
-    """Parties that tell which rows of tables their users read: for plans of table_noise "lazy" and "adafest".
-
-    Under "adafest" a round is one message each way, and the sums that come back hold ``touched``, the counts of who
-    reads each row (``LocalTraining(..., counting=True)``). Under "lazy" parties say what they will read before they are
-    sent any of it, and a round is two messages each way. First ``named``: every silo draws its cohort and answers with
-    the rows that its users' rows name. The server settles the noise that those rows owe and keeps them on the disk.
-    Then ``sums``: the silos are sent those rows (`federation.sums.SentRows`) beside the other parameters, the cohort
-    that was drawn trains on them, and the answers are sums of rows and values. A silo must not be sent rows that only
-    others named: which those are is private. Who wants a whole table names all of its rows. A silo that does not answer
-    the second message is missing from the sum, like any other; one that did not answer the first takes no part in it.
-    """
-
-    def named(self, number: int) -> Mapping[str, Tensor]:
-        """Returns, per table that is trained, ids (n,) of the rows that round ``number`` reads: each once, ascending.
-
-        Answers from elsewhere must have been checked: whole numbers, of rows that the table has.
-        """
-        ...
-
-    def sums(self, number: int, weights: Weights, *, clip_norm: float) -> Iterable[UserSums]:
-        """Yields the clipped sums of the cohort whose rows were named. weights: of tables, those rows."""
-        ...
-
-
 def federate(
     task: Task,
     population: Population,
@@ -147,6 +66,7 @@ def federate(
     secure: bool = False,
     checkpoint: Checkpoint | None = None,
     shared_units: bool = False,
+    canaries: Canaries | None = None,
 ) -> FederatedRun:
     """Returns the run that trains ``task`` among the users of ``population`` as ``plan`` says, in this process.
 
@@ -157,7 +77,8 @@ def federate(
     floating-point numbers, see `privads.noise.Randomness`. checkpoint: where each round is kept before the next one
     begins, and whether to go on from there. shared_units: the unit columns name a user alike in all silos, and of a
     user of more silos than the plan's some leave their rows out (`federation.identity`); without it the report asserts
-    that there is no such user. The task's own model is left as it is.
+    that there is no such user. canaries: planted for an audit of the run, whose outcome stands in the report; not in a
+    run with a checkpoint. The task's own model is left as it is.
     """
     return serve(
         task,
@@ -169,6 +90,7 @@ def federate(
         insecure_seed=insecure_seed,
         secure=secure,
         checkpoint=checkpoint,
+        canaries=canaries,
     )
 
 
@@ -183,10 +105,14 @@ def serve(
     insecure_seed: int | None = None,
     secure: bool = False,
     checkpoint: Checkpoint | None = None,
+    canaries: Canaries | None = None,
 ) -> FederatedRun:
     """Returns the run that trains ``task`` among ``parties``; all else is as `federate` says it."""
     randomness = Randomness(insecure_seed=insecure_seed, secure=secure)
     check_before(plan, parties, ledger, randomness)
+    if canaries is not None and checkpoint is not None:
+        raise ValueError("a run with canaries cannot be resumed: leave out the checkpoint, or the canaries")
+    watch = None if canaries is None else watch_for(canaries, parties, task, plan, insecure_seed=insecure_seed)
     kept = None if checkpoint is None else _found(checkpoint, insecure_seed)
     _rehearse(task, plan, parties.schema, optimizer)
     state = first_state(task.model, plan)
@@ -210,6 +136,7 @@ def serve(
             standing = parties.standing() if kept is None or charge.may_go_on else kept["parties"]
             working.write(checkpoint.path, _packed(state, charge, parties.schema, standing, task, plan))
 
+    see = None if watch is None else watch.see
     with contextlib.ExitStack() as shown:
         show = None if progress is None else shown.enter_context(progress(plan))
         while charge.may_go_on and state.done < plan.rounds:
@@ -226,7 +153,7 @@ def serve(
             sums = task.nothing(state.weights, sparse=plan.mechanism == "central")
             for one in answers:
                 sums = sums + one
-            state = after_round(state, sums, plan, optimizer, randomness)
+            state = after_round(state, sums, plan, optimizer, randomness, see)
             if show is not None:
                 show(state.done)
     flush(state.owed, randomness)
@@ -257,6 +184,7 @@ def serve(
         split=f"training: {parties.split}",
         features=parties.features,
         resumptions=charge.resumptions,
+        evidence=None if watch is None or canaries is None else Evidence.of(watch, canaries.kind, plan, model),
     )
 
 

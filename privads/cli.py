@@ -56,6 +56,24 @@ def front(
     """Hold the options that belong to no verb; without it `--version` has no place."""
 
 
+Audit = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="canaries=1000: plant so many made-up units in the log, and test the claim by them; kind=gradient, "
+        "row or user says which (row: not with federate).",
+    ),
+]
+
+
+def _audit_settings(audit: list[str] | None) -> list[str]:
+    """Returns what --audit says as settings of the table ``audit``."""
+    for one in audit or []:
+        if "=" not in one:
+            raise BadParameter(f"--audit takes KEY=VALUE, such as canaries=1000, got {one!r}")
+    return [f"audit.{one}" for one in audit or []]
+
+
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="run.toml: data, model and budget.")],
@@ -67,14 +85,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the working checkpoint (run.checkpoint), if there is one.")
     ] = False,
-    audit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="canaries=1000: plant so many made-up units in the log, and test the claim by them; kind=gradient, "
-            "row or user says which.",
-        ),
-    ] = None,
+    audit: Audit = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -83,11 +94,9 @@ def train(
 
     settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
     settings += ["data.keep_cache=true"] if keep_cache else []
-    for one in audit or []:
-        if "=" not in one:
-            raise BadParameter(f"--audit takes KEY=VALUE, such as canaries=1000, got {one!r}")
-        settings.append(f"audit.{one}")
-    read = read_config(config, settings)  # before the slow imports: a typing error is answered at once
+    read = read_config(
+        config, [*settings, *_audit_settings(audit)]
+    )  # before the slow imports: a typing error is answered at once
 
     from privads.job import prepare
     from privads.progress import bar
@@ -106,6 +115,7 @@ def federate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last round kept (run.checkpoint), if there is one.")
     ] = False,
+    audit: Audit = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -117,7 +127,8 @@ def federate(
     from federation.config import federation_table
     from privads.run_config import read_config
 
-    read = read_config(config, [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])])
+    settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
+    read = read_config(config, [*settings, *_audit_settings(audit)])
     table = federation_table(read, source=config)
 
     from accounting.budget import BudgetExceeded

@@ -95,6 +95,15 @@ class TrainJob:
         return run
 
 
+def canaries_of(config: RunConfig, budget: Budget | None) -> Canaries | None:
+    """Returns what [audit] has planted; refuses what cannot contradict a claim of this budget."""
+    if config.audit is None:
+        return None
+    canaries = Canaries(count=config.audit.canaries, kind=config.audit.kind)
+    canaries.check(budget)
+    return canaries
+
+
 def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     """Returns the job, with everything refused that can be refused before a row is read or a charge made.
 
@@ -121,9 +130,7 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
         raise ConfigError("a run with a checkpoint must find its features again: say where to keep them, features.file")
     ledger = None if config.plan.without_privacy else open_ledger(config, schema)
     plan = make_plan(config.plan, schema)
-    canaries = None if config.audit is None else Canaries(count=config.audit.canaries, kind=config.audit.kind)
-    if canaries is not None:
-        canaries.check(plan.budget)
+    canaries = canaries_of(config, plan.budget)
     metrics = plan_held_out(config, test)
     beside = {} if metrics is None else {"evaluation": metrics.release}
     if fitting is not None and fitting.release is not None:

@@ -87,6 +87,15 @@ def _directions(
     return Directions(of, torch.from_numpy(places), torch.from_numpy(weights)).to(parameter.device)
 
 
+def check_room(count: int, room: int, *, what: str) -> None:
+    """Raises ValueError where there is no direction for each of ``count`` canaries among ``room`` of ``what``."""
+    if room < count:
+        raise ValueError(
+            f"each of {count} canaries needs a direction of its own, and {room} {what} of this model get their noise "
+            "at every step: plant fewer, or canaries of kind 'user'"
+        )
+
+
 def shared(count: int, rooms: Sequence[int]) -> list[int]:
     """Returns how many of ``count`` go into each room: the same number, but for the rooms that hold fewer.
 

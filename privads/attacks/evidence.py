@@ -2,18 +2,51 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from accounting.accountant import Bounds
 from accounting.audit import Audit, one_run
+from accounting.budget import Budget
 from accounting.report.audits import AuditResult
 from privads.attacks.canaries import Kind
-from privads.attacks.watch import Watch
-from privads.training.plan import TrainPlan
 
 _NULL = "tested on scores without a leak: wrong in at most 5 % of runs"
+
+
+class Watching(Protocol):
+    """What an audit has seen of a run."""
+
+    @property
+    def threat_model(self) -> str:
+        """What the attacker sees and knows."""
+        ...
+
+    @property
+    def included(self) -> NDArray[np.bool_]:
+        """(canaries,) which were put in."""
+        ...
+
+    def scores(self, model: nn.Module) -> NDArray[np.float64]:
+        """Returns (canaries,) how much speaks for each one's having been put in."""
+        ...
+
+
+class Claim(Protocol):
+    """What a plan promises."""
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the run may cost; None where it promises nothing."""
+        ...
+
+    @property
+    def spent(self) -> Bounds:
+        """Bounds on the epsilon of the whole run."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +65,7 @@ class Evidence:
     delta: float
 
     @classmethod
-    def of(cls, watch: Watch, kind: Kind, plan: TrainPlan, model: nn.Module) -> "Evidence":
+    def of(cls, watch: Watching, kind: Kind, plan: Claim, model: nn.Module) -> "Evidence":
         """Returns the evidence of a run that has ended with ``model``."""
         budget = plan.budget
         if budget is None:

@@ -1,6 +1,7 @@
 """Scores of canaries from what a run shows at each step: sums of log-likelihood ratios."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +10,28 @@ from scipy.stats import binom
 from torch import Tensor
 
 from privads.attacks.directions import Directions
-from privads.training.plan import TrainPlan
 
 PRIOR_DRAWS = 20
 """The plan's noise counts as so many observations when the noise of a parameter is estimated."""
+
+
+class Sampled(Protocol):
+    """What a plan says of one unit in one step."""
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise, in clip norms."""
+        ...
+
+    @property
+    def sampling_rate(self) -> float:
+        """The chance that a record is drawn."""
+        ...
+
+    @property
+    def records(self) -> int:
+        """How many records a unit has, each drawn and clipped by itself."""
+        ...
 
 
 class Ratios:
@@ -25,7 +44,7 @@ class Ratios:
     the better for it. Several amplitudes may be supposed: all are summed, and the most likely one's scores count.
     """
 
-    def __init__(self, directions: Sequence[Directions | None], count: int, plan: TrainPlan, supposed: int = 1) -> None:
+    def __init__(self, directions: Sequence[Directions | None], count: int, plan: Sampled, supposed: int = 1) -> None:
         """directions: of each noised parameter. supposed: how many amplitudes a canary may have."""
         self._totals = np.zeros((supposed, count))
         self._parameter = np.zeros(count, dtype=np.int64)

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 _SCORED_ROWS = 1 << 14
 """Most canaries whose loss is computed at a time."""
 
-_LOOKS = 20
+LOOKS = 20
 """How often in a run the directions of canaries' gradients are computed anew."""
 
-_CAPS = (0.5, 1.0, 2.0, 4.0, 8.0)
+CAPS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """What a canary's gradient may have been clipped to, in clip norms: where it is more than 1, the clipping is wrong."""
 
 
@@ -60,7 +60,7 @@ class WatchedUsers:
         self._rows: WithCanaries | None = None
         self._others, self._clip_norm, self._step = np.zeros(len(included)), 1.0, 0
         self._directions, self._lengths = self._look()
-        self._ratios = Ratios(self._directions, len(included), plan, len(_CAPS))
+        self._ratios = Ratios(self._directions, len(included), plan, len(CAPS))
 
     def planted(self, rows: Rows) -> Rows:
         """Returns the rows with those of the canaries behind them."""
@@ -83,7 +83,7 @@ class WatchedUsers:
         self, sums: Sequence[Tensor], apart: Mapping[Tensor, Tensor | SparseSum], clip_norm: float
     ) -> list[Tensor]:
         """Returns the sums, which hold the canaries' gradients like everyone's."""
-        if self._step % max(1, self._plan.steps // _LOOKS) == 0:
+        if self._step % max(1, self._plan.steps // LOOKS) == 0:
             self._directions, self._lengths = self._look()
         self._step += 1
         count, found = len(self.included), [apart.get(one) for one in self._noised]
@@ -101,7 +101,7 @@ class WatchedUsers:
     def see(self, noised: Sequence[Tensor]) -> None:
         """Adds each canary's log-likelihood ratio of this step to its score."""
         seen = along(noised, self._directions, len(self.included)) - self._others
-        amplitudes = np.minimum(np.array(_CAPS)[:, None], self._lengths / self._clip_norm)
+        amplitudes = np.minimum(np.array(CAPS)[:, None], self._lengths / self._clip_norm)
         self._ratios.add(seen / self._clip_norm, amplitudes)
 
     def scores(self, model: nn.Module) -> NDArray[np.float64]:
@@ -125,12 +125,12 @@ class WatchedUsers:
         self._model.train(training)
         found = [reads(module, inputs, batch.rows) for module, inputs in calls if module.weight is table]
         pairs = np.unique(np.concatenate([np.stack(one, axis=1) for one in found]), axis=0)  # (canary, row of table)
-        direction, lengths = _along_own_rows(gradient.numpy(force=True), pairs, batch.rows)
+        direction, lengths = along_own_rows(gradient.numpy(force=True), pairs, batch.rows)
         rows = 1 if self._plan.combined == "mean" else self._plan.rows_per_unit
         return [direction.to(table.device) if one is table else None for one in self._noised], rows * lengths
 
 
-def _along_own_rows(
+def along_own_rows(
     gradient: NDArray[np.float64], pairs: NDArray[np.int64], count: int
 ) -> tuple[Directions, NDArray[np.float64]]:
     """Returns for each of ``count`` canaries a direction, of length 1 or 0, and its gradient's length along it.

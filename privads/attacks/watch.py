@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privads.attacks.canaries import Canaries, entropy
-from privads.attacks.directions import one_row_each, one_weight_each, shared
+from privads.attacks.directions import check_room, one_row_each, one_weight_each, shared
 from privads.attacks.final_rows import FinalRows
 from privads.attacks.padded import PaddedUnits
 from privads.attacks.pushes import Pushes
@@ -95,12 +95,7 @@ def watch_for(
     lazy = own_noise if canaries.kind == "row" and isinstance(own_noise, LazyTables) else None
     watched = list(noised) if lazy is None else [one for one in tables if one in lazy]
     rooms = [one.numel() if canaries.kind == "gradient" else len(one) * (one in tables) for one in watched]
-    if sum(rooms) < canaries.count:
-        what = "weights" if canaries.kind == "gradient" else "rows of tables"
-        raise ValueError(
-            f"each of {canaries.count} canaries needs a direction of its own, and {sum(rooms)} {what} of this model "
-            "get their noise at every step: plant fewer, or canaries of kind 'user'"
-        )
+    check_room(canaries.count, sum(rooms), what="weights" if canaries.kind == "gradient" else "rows of tables")
     make = one_weight_each if canaries.kind == "gradient" else one_row_each
     directions = make(watched, shared(canaries.count, rooms), generator)
     units = PaddedUnits(included, padding(rows.schema), records=plan.records)

@@ -77,3 +77,39 @@ def test_an_audit_that_cannot_be_made_is_refused_and_spends_nothing(
 ) -> None:
     refused(train(folder, *options), 2, words)
     assert Ledger.open(f"sqlite:///{folder / 'budget.db'}").balance("simulated-ads").spent_epsilon == 0
+
+
+def federate(folder: Path, *options: str) -> Done:
+    table = ("--set", "federation.cohort=300", "--set", "federation.rounds=8")
+    return privads(folder, "federate", "run.toml", "--quiet", *table, *options)
+
+
+def test_an_audited_federated_run_is_held_to_its_claim_in_the_same_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = federate(folder, "--audit", "canaries=200", "--out", "honest")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].endswith("its model has learned from 200 planted canaries")
+    assert done.stdout.splitlines()[1].startswith(
+        ("audit: consistent: epsilon >= ", "audit: inconclusive: epsilon >= ")
+    )
+    drawn = Randomness.normal_like
+    monkeypatch.setattr(
+        Randomness, "normal_like", lambda self, like, *, noise_std: 0.05 * drawn(self, like, noise_std=noise_std)
+    )
+    done = federate(folder, "--audit", "canaries=200", "--out", "run")
+    assert done.returncode == 4
+    assert done.stderr == "privads: the audit contradicts the claim: do not hand out the model\n"
+    assert (folder / "run" / "report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--audit", "canaries=200", "--audit", "kind=row"], "kind 'gradient' or 'user', not 'row'"),
+        (["--audit", "canaries=200", "--set", "run.checkpoint=working"], "cannot be resumed"),
+    ],
+)
+def test_a_federated_audit_that_cannot_be_made_spends_nothing(folder: Path, options: list[str], words: str) -> None:
+    refused(federate(folder, *options), 2, words)
+    assert Ledger.open(f"sqlite:///{folder / 'budget.db'}").balance("simulated-ads").spent_epsilon == 0
