@@ -155,11 +155,11 @@ def noise_of_the_next_clip_norm(patch: Patch) -> None:
     """Flower, defect d."""
     own = rounds.after_round
 
-    def late(state: Any, sums: Any, found: Any, optimizer: Any, randomness: Any) -> Any:
+    def late(state: Any, sums: Any, found: Any, optimizer: Any, randomness: Any, see: Any = None) -> Any:
         now = clipping.next_clip_norm(
             found, state.clip_norm, within=sums.within, users=sums.users, randomness=Randomness()
         )
-        return own(dataclasses.replace(state, clip_norm=now), sums, found, optimizer, randomness)
+        return own(dataclasses.replace(state, clip_norm=now), sums, found, optimizer, randomness, see)
 
     patch.setattr(server, "after_round", late)
 
