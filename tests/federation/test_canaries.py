@@ -85,6 +85,19 @@ def test_a_canary_is_in_as_many_silos_as_a_user_may_be(log: Logs, monkeypatch: p
     assert pushed.abs()[pushed.abs() > 1e-3].tolist() == pytest.approx([2.0] * 40, rel=1e-3)
 
 
+def test_silos_that_share_users_keep_all_canaries(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every user of two silos leaves their rows out of one, and a canary of one silo is in it."""
+    quiet(monkeypatch, 0.0)
+    chosen = plan(cohort=400, rounds=1)
+    canaries = Canaries(count=60, coins=tuple(place < 40 for place in range(60)))
+    found = [
+        trained(federate(task(log), [log, log], chosen, canaries=one, insecure_seed=1, shared_units=True).model)
+        for one in (canaries, None)
+    ]
+    pushed = torch.cat([(one - found[1][name]).flatten() for name, one in found[0].items()])
+    assert int((pushed.abs() * chosen.cohort / chosen.clip_norm > 0.9).sum()) == 40
+
+
 @pytest.mark.parametrize("kind", ["gradient", "user"])
 def test_an_honest_run_is_not_accused(log: Logs, kind: Kind) -> None:
     """At claim 3 an ideal run proves 0.6 on average; to exceed 3 is less likely than 1e-6."""
