@@ -5,7 +5,6 @@ are.
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from federation import cohort
+from benchmarks.faults.federated import no_clipping, noise_forgotten
+from benchmarks.faults.planting import Plant
+from benchmarks.faults.training_faults import a_tenth_of_the_noise
 from federation.canaries import watch_for
 from federation.nodes import Nodes
 from federation.plan import FederatedPlan
@@ -27,9 +28,6 @@ from privads.models import DCN, Logistic
 from privads.training.fit import Checkpoint
 from tests.federation.helpers import calibrated, plan, trained, twin
 from tests.privads.attacks.helpers import log as wide_log
-from tests.privads.attacks.test_watch import quiet
-
-Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +64,7 @@ def test_a_canary_that_is_drawn_adds_a_clip_norm_and_nobody_else_adds_anything_e
     log: Logs, monkeypatch: pytest.MonkeyPatch, table_noise: Any
 ) -> None:
     """Every user joins the round, and without noise nothing else differs."""
-    quiet(monkeypatch, 0.0)
+    noise_forgotten(monkeypatch)
     more = {"selection_noise_multiplier": 4.0} if table_noise == "adafest" else {}
     chosen = plan(cohort=400, rounds=1, table_noise=table_noise, **more)
     found = moved(log, chosen, Canaries(count=60, coins=tuple(place < 40 for place in range(60))))
@@ -77,7 +75,7 @@ def test_a_canary_that_is_drawn_adds_a_clip_norm_and_nobody_else_adds_anything_e
 
 
 def test_a_canary_is_in_as_many_silos_as_a_user_may_be(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
-    quiet(monkeypatch, 0.0)
+    noise_forgotten(monkeypatch)
     chosen = plan(cohort=400, rounds=1, silos=2)
     canaries = Canaries(count=60, coins=tuple(place < 40 for place in range(60)))
     silos = [log, log, log]
@@ -87,7 +85,7 @@ def test_a_canary_is_in_as_many_silos_as_a_user_may_be(log: Logs, monkeypatch: p
 
 def test_silos_that_share_users_keep_all_canaries(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every user of two silos leaves their rows out of one, and a canary of one silo is in it."""
-    quiet(monkeypatch, 0.0)
+    noise_forgotten(monkeypatch)
     chosen = plan(cohort=400, rounds=1)
     canaries = Canaries(count=60, coins=tuple(place < 40 for place in range(60)))
     found = [
@@ -108,16 +106,8 @@ def test_an_honest_run_is_not_accused(log: Logs, kind: Kind) -> None:
     assert found.report().audit[0].in_model
 
 
-def a_tenth_of_the_noise(patch: pytest.MonkeyPatch) -> None:
-    quiet(patch, 0.1)
-
-
-def no_noise(patch: pytest.MonkeyPatch) -> None:
-    quiet(patch, 0.0)
-
-
 @pytest.mark.parametrize("kind", ["gradient", "user"])
-@pytest.mark.parametrize("plant", [a_tenth_of_the_noise, no_noise], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("plant", [a_tenth_of_the_noise, noise_forgotten], ids=lambda one: one.__name__)
 def test_noise_that_is_missing_is_caught(log: Logs, monkeypatch: pytest.MonkeyPatch, plant: Plant, kind: Kind) -> None:
     plant(monkeypatch)
     report = run(log, calibrated(epsilon=1.0, rounds=30), kind).report()
@@ -126,7 +116,7 @@ def test_noise_that_is_missing_is_caught(log: Logs, monkeypatch: pytest.MonkeyPa
 
 
 def test_canary_users_catch_a_clip_that_is_left_out(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cohort, "factors", lambda norms, clip_norm: torch.ones_like(norms))
+    no_clipping(monkeypatch)
     chosen = calibrated(epsilon=2.0, rounds=30, clip_norm=0.2)
     assert run(log, chosen, "user").report().contradictions
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from accounting.budget import Budget
+from benchmarks.faults.signals import answers_random_too_seldom
 from privads.attacks.answers import AnswerEvidence, audit_answers, guesses
 from privads.logs.schema import Schema
-from privads.signals.event_reports import EventReports
 from privads.signals.randomized_labels import LabelRelease
 from tests.privads.training.helpers import schema
 
@@ -49,15 +49,10 @@ def test_honest_answers_are_not_accused_and_prove_nearly_the_claim() -> None:
 
 
 def test_answers_that_are_flipped_too_seldom_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn at twice the claim, each guess is right with chance 0.88 where 0.73 is claimed: missed with probability
-    below 1e-6.
+    """At a third of the chance of a random answer a guess is right with chance 0.91 where 0.73 is claimed: of 2,000
+    canaries that is missed with probability below 1e-6.
     """
-    own = EventReports.randomized
-    monkeypatch.setattr(
-        EventReports,
-        "randomized",
-        lambda self, states, *, epsilon, randomness: own(self, states, epsilon=2 * epsilon, randomness=randomness),
-    )
+    answers_random_too_seldom(monkeypatch)
     assert found(1.0).audit.verdict == "violation"
 
 

@@ -3,17 +3,14 @@
 Of the faults planted here 20 tables of each, on other seeds, were all caught: with 95 % confidence at least 86 % are.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 
 from accounting.budget import Budget
+from benchmarks.faults.planting import Plant
+from benchmarks.faults.signals import no_noise_on_empty_cells, noise_halved
 from privads.attacks.cells import TableEvidence, audit_table
 from privads.signals import release
-
-Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def found(
@@ -41,19 +38,6 @@ def test_an_honest_table_is_not_accused(epsilon: float) -> None:
     assert table.audit.claimed_epsilon == pytest.approx(epsilon, rel=1e-3)
 
 
-def no_noise_on_empty_cells(patch: pytest.MonkeyPatch) -> None:
-    own = release._with_noise
-
-    def forgetful(query: Any, counted: Any, *others: Any) -> Any:
-        table = own(query, counted, *others)
-        _, places, cells = release._cells(query, counted)
-        empty = np.bincount(places, minlength=cells + 1)[:cells] == 0
-        values = {measure: np.where(empty, 0.0, value) for measure, value in table.values.items()}
-        return release.replace(table, values=values)
-
-    patch.setattr(release, "_with_noise", forgetful)
-
-
 def noise_for_one_row_of_a_unit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(release, "sensitivities", lambda query, bounds: (1.0,) * len(query.parts))
 
@@ -71,10 +55,7 @@ def test_a_gross_fault_is_caught(monkeypatch: pytest.MonkeyPatch, plant: Plant) 
 
 
 def test_half_the_noise_is_caught_where_there_are_many_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = release._drawn
-    monkeypatch.setattr(
-        release, "_drawn", lambda randomness, cells, std, backend: drawn(randomness, cells, std / 2, backend)
-    )
+    noise_halved(monkeypatch)
     table = found(canaries=10_000, epsilon=3.0)
     assert table.audit.verdict == "violation"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from privads.attacks.users import FinalUsers, WatchedUsers, _along_own_rows, made_up
+from privads.attacks.users import FinalUsers, WatchedUsers, along_own_rows, made_up
 from privads.logs.schema import Schema
 from privads.models import Logistic
 from privads.training.engine import PrivateEngine
@@ -41,7 +41,7 @@ def test_made_up_rows_are_within_what_the_schema_allows_and_of_categories_of_the
 def test_a_canary_is_looked_for_along_its_gradient_and_most_where_no_other_one_reads() -> None:
     gradient = np.array([[0.0, 0.0], [3.0, 4.0], [2.0, 0.0], [0.0, 0.0]])
     pairs = np.array([[0, 1], [0, 2], [1, 2], [2, 3]])  # canaries 0 and 1 share row 2, which has the sum of both
-    direction, lengths = _along_own_rows(gradient, pairs, 3)
+    direction, lengths = along_own_rows(gradient, pairs, 3)
     first = np.array([3.0, 4.0, 0.5, 0.0])
     assert direction.places[0].tolist() == [2, 3, 4, 5]
     assert direction.weights[0].numpy() == pytest.approx(first / np.linalg.norm(first))
