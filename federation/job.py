@@ -108,8 +108,6 @@ def prepare(config: RunConfig, table: FederationTable, *, resume: bool = False) 
     """
     if config.run.start is not None:
         raise ConfigError("run.start is for `privads train`: a federated run begins with new weights; leave it out")
-    if config.audit is not None:
-        raise ConfigError("[audit] is for `privads train`: a federated run plants no canaries; leave it out")
     out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
     check_writable(out)
     silos, test = open_silos(config, table, cache=cache_of(config, out))

@@ -98,8 +98,8 @@ def test_a_run_does_not_begin_with_anothers_weights(folder: Path, tmp_path: Path
         prepare(stated, rounds_of(folder))
 
 
-def test_an_audit_that_would_not_be_made_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\[audit\] is for"):
+def test_an_audit_of_a_run_that_makes_no_claim_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="makes no claim"):
         job(folder, tmp_path / "run", rounds_of(folder), audit={"canaries": 1000})
 
 

@@ -89,7 +89,7 @@ def test_an_audited_federated_run_is_held_to_its_claim_in_the_same_way(
 ) -> None:
     done = federate(folder, "--audit", "canaries=200", "--out", "honest")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].endswith("its model has learned from 200 planted canaries")
+    assert done.stdout.splitlines()[0].endswith("its model has learned from up to 200 planted canaries")
     assert done.stdout.splitlines()[1].startswith(
         ("audit: consistent: epsilon >= ", "audit: inconclusive: epsilon >= ")
     )
