@@ -299,7 +299,7 @@ class Lazily(Dying):
 
 def nothing_is_repeated(folder: Path, at: int, stage: str) -> bool:
     """Whether a run that was killed and goes on sends each row of a round, and all other weights, as it did before."""
-    log, found = private_logs(folder), plan(table_noise="lazy", cohort=4, rounds=6, clip_quantile=0.5)
+    log, found = private_logs(folder), plan(table_noise="lazy", cohort=20, rounds=6, clip_quantile=0.5)
     ledger, file = new_ledger(folder, epsilon=LIMIT), folder / "kept" / "round"
     dying = Lazily(log, at, stage, file)
     with pytest.raises(KilledError):
@@ -319,7 +319,7 @@ def same(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
                 return False
             continue
         both = sorted(set(sent.ids.tolist()) & set(two[name].ids.tolist()))
-        assert both
+        assert both  # of two cohorts of about 20 users
         rows = torch.tensor(both)
         if not torch.equal(sent.at(rows), two[name].at(rows)):
             return False
