@@ -1,5 +1,6 @@
 """What benchmarks share: figures, intervals over seeds, the machine, and the JSON line that ends their output."""
 
+import dataclasses
 import json
 import math
 import os
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -107,21 +108,50 @@ def announced(figures: Iterable[Figure]) -> list[Figure]:
     return found
 
 
-def read_lines(file: Path | None) -> Iterator[dict[str, Any]]:
-    """Yields the JSON objects of a file's lines, none where there is no file; a last line that was cut off when its
-    writer was stopped is left out, and the next one is to stand by itself.
+class Keyed(Protocol):
+    """A dataclass of which no two have the same key."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> Any:
+        """What no two have in common."""
+        ...
+
+
+T = TypeVar("T", bound=Keyed)
+
+
+class Kept(Generic[T]):
+    """The trials that are there already, in a file that every new one is added to as soon as it is done.
+
+    kind: of the trials. A line that is none is left out, such as a last one that was cut off when its writer was
+    stopped; the next one is to stand by itself.
     """
-    if file is None or not file.exists():
-        return
-    text = file.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write("\n")
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+
+    def __init__(self, kind: type[T], file: Path | None) -> None:
+        self.file = file
+        self.found = {trial.key: trial for trial in self._read(kind)}
+
+    def add(self, trial: T) -> None:
+        """Keeps ``trial``."""
+        self.found[trial.key] = trial
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(dataclasses.asdict(trial)) + "\n")
+
+    def _read(self, kind: type[T]) -> Iterator[T]:
+        if self.file is None or not self.file.exists():
+            return
+        text = self.file.read_text(encoding="utf-8")
+        if text and not text.endswith("\n"):
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write("\n")
+        for line in text.splitlines():
+            try:
+                yield kind(**json.loads(line))
+            except (json.JSONDecodeError, TypeError):
+                continue
 
 
 def table(figures: Sequence[Figure], *, title: str) -> Table:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.federated import compare, speed, utility
-from benchmarks.harness import Figure, announced, json_line, table
+from benchmarks.harness import Figure, Kept, announced, json_line, table
 
 PYTHONS = {"flower": "flwr[simulation] and torch", "pfl": "pfl and torch"}
 """What is compared with, and what its Python must have."""
@@ -73,7 +73,7 @@ def _sizes(asked: Asked) -> speed.Sizes:
 
 
 def _utility(asked: Asked) -> Iterator[Figure]:
-    kept = utility.Trials(asked.out)
+    kept = Kept(utility.Trial, asked.out)
     if asked.quick:
         yield from utility.quick_figures(asked.epsilons, kept)
         return

@@ -11,7 +11,6 @@ had no part in it. The seed of a trial chooses what is held out and the initial 
 
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import torch
 import privads
 from accounting.budget import Budget
 from benchmarks.federated.recommending import Choices, Pairs, Preference, popularity, ranking, read
-from benchmarks.harness import Figure, Spread, read_lines
+from benchmarks.harness import Figure, Kept, Spread
 from federation.plan import FederatedPlan
 from federation.server import federate
 from federation.task import Task
@@ -107,28 +106,13 @@ SETTINGS: Mapping[tuple[str, float | None], Setting] = {
 }
 
 
-class Trials:
-    """The trials that are there already, in a file that every new one is added to as soon as it is done."""
-
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
-        self.found = {trial.key: trial for trial in (Trial(**one) for one in read_lines(file))}
-
-    def add(self, trial: Trial) -> None:
-        """Keeps ``trial``."""
-        self.found[trial.key] = trial
-        if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(dataclasses.asdict(trial)) + "\n")
-
-
 def trials(
     choices: Choices,
     setting: Setting,
     epsilon: float | None,
     *,
     seeds: int,
-    kept: Trials,
+    kept: Kept[Trial],
     ways: Sequence[Way] = WAYS,
 ) -> Iterator[Trial]:
     """Yields the trials of one data set at one epsilon; those in ``kept`` are not run again."""
@@ -161,14 +145,16 @@ def trials(
             yield found
 
 
-def all_trials(name: str, data: Path, epsilons: Sequence[float | None], seeds: int | None, kept: Trials) -> list[Trial]:
+def all_trials(
+    name: str, data: Path, epsilons: Sequence[float | None], seeds: int | None, kept: Kept[Trial]
+) -> list[Trial]:
     """Returns the trials of one data set of the folder ``data``. seeds: None where `SEEDS` has its own number."""
     choices = read(name, data)
     runs = seeds or SEEDS[name]
     return [one for eps in epsilons for one in trials(choices, SETTINGS[name, eps], eps, seeds=runs, kept=kept)]
 
 
-def quick_figures(epsilons: Sequence[float | None], kept: Trials) -> Iterator[Figure]:
+def quick_figures(epsilons: Sequence[float | None], kept: Kept[Trial]) -> Iterator[Figure]:
     """Yields the figures of made-up choices, of few users: does it work?"""
     rng = np.random.default_rng(0)
     users, items = np.repeat(np.arange(100), 6), rng.integers(0, 30, 600)

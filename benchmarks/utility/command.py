@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.harness import json_line
+from benchmarks.harness import Kept, json_line
 from benchmarks.utility import plot
 from benchmarks.utility.datasets import (
     DATA_SETS,
@@ -20,7 +20,7 @@ from benchmarks.utility.datasets import (
     simulated_config,
 )
 from benchmarks.utility.results import distances, figures, results, tables
-from benchmarks.utility.trials import Trial, Trials, trials
+from benchmarks.utility.trials import Trial, trials
 from privads.config import ConfigError
 from privads.models import MODELS
 
@@ -68,7 +68,7 @@ def main(
     except ConfigError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
-    log, kept, skipped = Console(stderr=True), Trials(out), {}
+    log, kept, skipped = Console(stderr=True), Kept(Trial, out), {}
     done: list[Trial] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:

@@ -3,13 +3,10 @@
 Every run takes the library's defaults. The seed chooses the initial weights; batches and noise come from OS entropy.
 """
 
-import dataclasses
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 import privads
+from benchmarks.harness import Kept
 from benchmarks.utility.datasets import CannotMeasureError
 from privads.evaluation.metrics import ScoreSums, auc
 from privads.job import make_plan, open_logs
@@ -94,21 +92,6 @@ class Trial:
         return self.made_of, self.seed
 
 
-class Trials:
-    """The trials that are there already, in a file that every new one is added to as soon as it is done."""
-
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
-        self.found = {trial.key: trial for trial in _read(file)}
-
-    def add(self, trial: Trial) -> None:
-        """Keeps ``trial``."""
-        self.found[trial.key] = trial
-        if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(dataclasses.asdict(trial)) + "\n")
-
-
 def trials(
     dataset: str,
     config: RunConfig,
@@ -116,7 +99,7 @@ def trials(
     models: Sequence[str],
     epsilons: Sequence[float | None],
     seeds: int,
-    kept: Trials,
+    kept: Kept[Trial],
     log: Console,
 ) -> list[Trial]:
     """Returns one trial for each model, epsilon and seed; those in ``kept`` are not run again.
@@ -194,18 +177,3 @@ def _terms(plan: TrainPlan, unit: str) -> dict[str, Any]:
 def _of_plan(plan: TrainPlan) -> dict[str, Any]:
     names = ("population", "batch", "steps", "rows_per_unit", "noise_multiplier", "averaging")
     return {**{name: getattr(plan, name) for name in names}, "clip_norm": plan.clip_norm if plan.private else None}
-
-
-def _read(file: Path | None) -> Iterator[Trial]:
-    """Yields the trials in ``file``; a last line that was cut off when its writer was stopped is left out."""
-    if file is None or not file.exists():
-        return
-    text = file.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write("\n")  # the next line is to stand by itself
-    for line in text.splitlines():
-        try:
-            yield Trial(**json.loads(line))
-        except (json.JSONDecodeError, TypeError):
-            continue

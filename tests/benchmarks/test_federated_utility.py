@@ -10,7 +10,8 @@ import torch
 from accounting.budget import Budget
 from benchmarks.federated import utility
 from benchmarks.federated.recommending import Choices, Pairs, Preference
-from benchmarks.federated.utility import EPSILONS, SEEDS, SETTINGS, Setting, Trial, Trials, figures, trials
+from benchmarks.federated.utility import EPSILONS, SEEDS, SETTINGS, Setting, Trial, figures, trials
+from benchmarks.harness import Kept
 from federation.plan import FederatedPlan
 
 SETTING = Setting(cohort=1.0, rounds=3, scale=2.0, bias_scale=1.0, sgd=5.0)
@@ -85,12 +86,12 @@ def test_the_ratio_is_the_mean_over_seeds_of_each_seeds_ratio() -> None:
 
 def test_a_trial_that_is_in_the_file_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting, file = Setting(cohort=0.5, rounds=1, scale=1.0, bias_scale=1.0, adam=0.1), tmp_path / "trials.jsonl"
-    first = list(trials(made_up(), setting, None, seeds=1, kept=Trials(file)))
+    first = list(trials(made_up(), setting, None, seeds=1, kept=Kept(Trial, file)))
     file.write_text(file.read_text(encoding="utf-8") + '{"dataset": "cut o', encoding="utf-8")
     monkeypatch.setattr(utility, "_trained", lambda *_: pytest.fail("was trained again"))
-    assert list(trials(made_up(), setting, None, seeds=1, kept=Trials(file))) == first
+    assert list(trials(made_up(), setting, None, seeds=1, kept=Kept(Trial, file))) == first
     with pytest.raises(pytest.fail.Exception):
-        list(trials(made_up(), replace(setting, adam=0.2), None, seeds=1, kept=Trials(file)))
+        list(trials(made_up(), replace(setting, adam=0.2), None, seeds=1, kept=Kept(Trial, file)))
 
 
 def test_every_data_set_has_a_setting_at_every_epsilon() -> None:

@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 
 import privads
-from benchmarks.harness import Figure, Spread, json_line
+from benchmarks.harness import Figure, Kept, Spread, json_line
 from benchmarks.utility.command import main
 from benchmarks.utility.datasets import DATA_SETS, CannotMeasureError, simulated_config
 from benchmarks.utility.plot import draw
 from benchmarks.utility.results import distances, figures, results, tables
-from benchmarks.utility.trials import Trial, Trials, trials
+from benchmarks.utility.trials import Trial, trials
 from privads.logs.logs import Logs
 from privads.models import MODELS, build
 
@@ -144,41 +144,41 @@ def test_a_split_without_positives_is_refused_before_training(tmp_path: Path) ->
     config = simulated_config(tmp_path, users=50, epochs=1.0)
     late = config.data.model_copy(update={"test_after": datetime(2027, 1, 1)})
     with pytest.raises(CannotMeasureError, match="2027-01-01"):
-        measured(tmp_path, kept=Trials(None), config=config.model_copy(update={"data": late}))
+        measured(tmp_path, kept=Kept(Trial, None), config=config.model_copy(update={"data": late}))
 
 
-def measured(folder: Path, *, kept: Trials, epochs: float = 1.0, config: Any = None) -> list[Trial]:
+def measured(folder: Path, *, kept: Kept[Trial], epochs: float = 1.0, config: Any = None) -> list[Trial]:
     chosen = config or simulated_config(folder, users=500, epochs=epochs)
     return trials("s", chosen, models=["logistic"], epsilons=[None], seeds=2, kept=kept, log=Console(quiet=True))
 
 
 def test_a_trial_that_is_kept_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "trials.jsonl"
-    first = measured(tmp_path, kept=Trials(file))
+    first = measured(tmp_path, kept=Kept(Trial, file))
     assert [one.seed for one in first] == [0, 1]
     assert len(file.read_text().splitlines()) == 2
     with monkeypatch.context() as patched:
         patched.setattr(privads, "fit", lambda *_: pytest.fail("a kept trial was run again"))
-        assert measured(tmp_path, kept=Trials(file)) == first
+        assert measured(tmp_path, kept=Kept(Trial, file)) == first
 
 
 def test_a_trial_of_another_plan_is_another_trial(tmp_path: Path) -> None:
     file = tmp_path / "trials.jsonl"
-    first = measured(tmp_path, kept=Trials(file))
-    other = measured(tmp_path, kept=Trials(file), epochs=2.0)
+    first = measured(tmp_path, kept=Kept(Trial, file))
+    other = measured(tmp_path, kept=Kept(Trial, file), epochs=2.0)
     assert not {one.key for one in first} & {one.key for one in other}
     assert len(file.read_text().splitlines()) == 4
 
 
 def test_a_line_cut_off_by_a_kill_is_run_again_and_spoils_no_other(tmp_path: Path) -> None:
     file = tmp_path / "trials.jsonl"
-    first = measured(tmp_path, kept=Trials(file))
+    first = measured(tmp_path, kept=Kept(Trial, file))
     text = file.read_text()
     file.write_text(text[:-40])
-    again = measured(tmp_path, kept=Trials(file))
+    again = measured(tmp_path, kept=Kept(Trial, file))
     assert again[0] == first[0]
     assert [one.key for one in again] == [one.key for one in first]
-    assert set(Trials(file).found) == {one.key for one in first}
+    assert set(Kept(Trial, file).found) == {one.key for one in first}
 
 
 def trial(model: str, epsilon: float | None, entropy: float, *, seed: int = 0, dataset: str = "d") -> Trial:
