@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from accounting.budget import Budget, Neighbors
@@ -18,7 +17,7 @@ from federation.server import Progress, federate
 from federation.task import Task
 from privads.attacks.canaries import Canaries
 from privads.config import ConfigError
-from privads.evaluation.held_out import plan_held_out, released_on
+from privads.evaluation.held_out import plan_held_out, with_released
 from privads.evaluation.release import MetricsPlan
 from privads.job import (
     cache_of,
@@ -26,6 +25,7 @@ from privads.job import (
     check_all_fit,
     checkpoint_of,
     features_of,
+    folder_of,
     model_of,
     open_ledger,
     open_logs,
@@ -35,7 +35,6 @@ from privads.logs.schema import Schema
 from privads.progress import bar
 from privads.run_config import PlanTable, RunConfig
 from privads.training import working
-from privads.training.checkpoint import check_writable
 from privads.training.fit import Checkpoint
 
 NEIGHBORS: dict[str, Neighbors] = {"central": "add-remove", "local": "replace"}
@@ -81,19 +80,9 @@ class FederateJob:
         stated = self.config.model_dump(mode="json", by_alias=True, exclude_none=True)
         run = replace(found, config=stated, seed=facts.seed)
         try:
-            table = self.config.evaluation
             if self.test is not None and self.metrics is None:
                 run = run.evaluated_on(self.test, seed=facts.seed)
-            if self.test is not None and self.metrics is not None and table is not None:
-                released, maps = released_on(
-                    run,
-                    self.test,
-                    self.metrics,
-                    ledger=self.ledger,
-                    insecure_seed=facts.insecure_seed,
-                    calibration=table.calibration,
-                )
-                run = replace(run, released=released, calibrations=maps)
+            run = with_released(run, self.config, self.test, self.metrics, ledger=self.ledger)
         finally:  # what was trained and paid for is kept, whatever becomes of its metrics
             run.save(self.out)
             if self.checkpoint is not None:
@@ -108,13 +97,10 @@ def prepare(config: RunConfig, table: FederationTable, *, resume: bool = False) 
     """
     if config.run.start is not None:
         raise ConfigError("run.start is for `privads train`: a federated run begins with new weights; leave it out")
-    out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
-    check_writable(out)
+    out = folder_of(config)
     silos, test = open_silos(config, table, cache=cache_of(config, out))
     schema = silos[0].schema
     checkpoint = checkpoint_of(config, out, resume=resume)
-    if checkpoint is not None and config.audit is not None:
-        raise ConfigError("a run with canaries cannot be resumed: leave out [audit], or run.checkpoint")
     ledger = None if config.plan.without_privacy else open_ledger(config, silos[0].source)
     plan = make_plan(config.plan, table, schema, silos=len(silos))
     canaries = canaries_of(config, plan.budget)

@@ -1,7 +1,7 @@
 """The training job that a `run.toml` describes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from accounting.budget import EXAMPLE, Budget, BudgetExceeded
 from accounting.ledger import Ledger
 from privads.attacks.canaries import Canaries
 from privads.config import ConfigError, parse_model
-from privads.evaluation.held_out import plan_held_out, released_on
+from privads.evaluation.held_out import plan_held_out, with_released
 from privads.evaluation.release import MetricsPlan
 from privads.features.fitting import Fitting, check_place
 from privads.features.pipeline import Features, plan_release
@@ -77,17 +77,7 @@ class TrainJob:
             canaries=self.canaries,
         )
         try:
-            table = self.config.evaluation
-            if self.metrics is not None and test is not None and table is not None:
-                released, maps = released_on(
-                    run,
-                    test,
-                    self.metrics,
-                    ledger=self.ledger,
-                    insecure_seed=self.config.run.insecure_seed,
-                    calibration=table.calibration,
-                )
-                run = replace(run, released=released, calibrations=maps)
+            run = with_released(run, self.config, test, self.metrics, ledger=self.ledger)
         finally:  # what was trained and paid for is kept, whatever becomes of its metrics
             run.save(self.out)
             if self.checkpoint is not None:
@@ -109,8 +99,7 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
 
     resume: go on from the working checkpoint, where there is one.
     """
-    out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
-    check_writable(out)
+    out = folder_of(config)
     train, test = open_logs(config, cache=cache_of(config, out))
     schema = train.schema
     features, fitting = features_of(config, train)
@@ -124,8 +113,6 @@ def prepare(config: RunConfig, *, resume: bool = False) -> TrainJob:
     if start is not None:
         check_start(start_of(start), model, schema)
     checkpoint = checkpoint_of(config, out, resume=resume)
-    if checkpoint is not None and config.audit is not None:
-        raise ConfigError("a run with canaries cannot be resumed: leave out [audit], or run.checkpoint")
     if checkpoint is not None and fitting is not None and fitting.file is None:
         raise ConfigError("a run with a checkpoint must find its features again: say where to keep them, features.file")
     ledger = None if config.plan.without_privacy else open_ledger(config, schema)
@@ -232,6 +219,13 @@ def check_all_fit(ledger: Ledger, schema: Schema, beside: Mapping[str, Release],
         )
 
 
+def folder_of(config: RunConfig) -> Path:
+    """Returns the run folder, by default one named by the time and the model; refuses one that cannot be written."""
+    out = Path(config.run.out or f"runs/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{config.model.name}")
+    check_writable(out)
+    return out
+
+
 def cache_of(config: RunConfig, out: Path) -> Path:
     """Returns the folder for the encoded rows of a job that writes ``out``."""
     return out.parent / KEPT_ROWS if config.data.keep_cache else out.parent
@@ -260,7 +254,7 @@ def open_ledger(config: RunConfig, schema: Schema) -> Ledger | None:
 
 
 def checkpoint_of(config: RunConfig, out: Path, *, resume: bool) -> Checkpoint | None:
-    """Returns the working checkpoint that [run] asks for; refuses one in a place where it cannot be kept."""
+    """Returns the working checkpoint that [run] asks for; refuses one where it cannot be kept, and for an audit."""
     if config.run.checkpoint is None:
         if resume:
             raise ConfigError("nothing to resume from: name the file of the working checkpoint, run.checkpoint")
@@ -269,6 +263,8 @@ def checkpoint_of(config: RunConfig, out: Path, *, resume: bool) -> Checkpoint |
     working.check_outside(path, out)
     found = Checkpoint(path=path, every=config.run.checkpoint_every, resume=resume, keep=True)
     found.found(config.run.insecure_seed)
+    if config.audit is not None:
+        raise ConfigError("a run with canaries cannot be resumed: leave out [audit], or run.checkpoint")
     return found
 
 

@@ -1,5 +1,8 @@
 """Metrics of a run's held-out rows, released with noise: planned before the run, charged and read after it."""
 
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, TypeVar
+
 from accounting.budget import Budget, BudgetExceeded
 from accounting.ledger import Ledger, LedgerError
 from accounting.report.scores import Interval, Scores, TaskMetrics
@@ -15,6 +18,15 @@ from privads.run_config import RunConfig
 from privads.training.finished import Finished
 
 FITS = {"platt": platt, "isotonic": isotonic}
+
+
+class _Replaceable(Finished, Protocol):
+    """A finished run that is a dataclass, as both kinds are."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+R = TypeVar("R", bound=_Replaceable)
 
 
 def plan_held_out(config: RunConfig, test: Logs | None) -> MetricsPlan | None:
@@ -35,6 +47,20 @@ def plan_held_out(config: RunConfig, test: Logs | None) -> MetricsPlan | None:
     if config.features is None or test.features is not None:  # else what the model reads is not known yet
         test.schema.check_history(budget.unit)
     return MetricsPlan.of(test.source, budget, rows_per_unit=table.rows_per_unit, segments=table.segments)
+
+
+def with_released(
+    run: R, config: RunConfig, test: Logs | None, plan: MetricsPlan | None, *, ledger: Ledger | None
+) -> R:
+    """Returns the run with the metrics and calibrations that [evaluation] asks for; as it is where that asks for none.
+
+    plan: what `plan_held_out` made of it.
+    """
+    if test is None or plan is None or config.evaluation is None:
+        return run
+    seed, calibration = config.run.insecure_seed, config.evaluation.calibration
+    released, maps = released_on(run, test, plan, ledger=ledger, insecure_seed=seed, calibration=calibration)
+    return replace(run, released=released, calibrations=maps)
 
 
 def released_on(
