@@ -23,7 +23,7 @@ from accounting.report.setting import Actor, Setting
 from accounting.report.summary import summary
 from federation.plan import FederatedPlan
 from federation.task import Task
-from privads.attacks.evidence import Evidence
+from privads.attacks.evidence import NOT_COVERED, Evidence
 from privads.batch import Rows
 from privads.evaluation.calibrate import Calibration
 from privads.evaluation.metrics import TaskMetrics
@@ -323,6 +323,8 @@ class FederatedRun:
             released=bool(self.released),
             calibrated=bool(self.calibrations),
         )
+        if self.evidence is not None:
+            yield NOT_COVERED
         if self.plan.mechanism == "local":
             yield "Which rounds a user takes part in: it is drawn at random, whatever their rows are."
         else:

@@ -14,6 +14,12 @@ from accounting.budget import Budget
 from accounting.report.audits import AuditResult
 from privads.attacks.canaries import Kind
 
+NOT_COVERED = (
+    "What the audit's outcome tells beside what is released: its attacker may know the noise, or what all but the "
+    "canaries added, and nothing is charged for its counts."
+)
+"""Of every audited run: with a released sum, what is known of its noise is known of the rows."""
+
 _NULL = "tested on scores without a leak: wrong in at most 5 % of runs"
 
 

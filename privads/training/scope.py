@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from accounting.report.setting import Actor, Setting
 from accounting.report.started import StartedFrom
+from privads.attacks.evidence import NOT_COVERED
 from privads.training.finished import said_of_metrics
 from privads.training.plan import TrainPlan
 
@@ -64,6 +65,7 @@ def not_covered(run: "Run") -> list[str]:
             released=bool(run.released),
             calibrated=bool(run.calibrations),
         ),
+        *([] if run.evidence is None else [NOT_COVERED]),
         "Choices made by looking at the rows before the run: features, buckets, ranges, model, budget.",
         _initial_weights(run.started_from),
         "Other uses of these data that are not charged to the same ledger.",

@@ -33,6 +33,12 @@ def train(folder: Path, *options: str) -> Done:
     return privads(folder, "train", "run.toml", "--quiet", *options)
 
 
+def says_that_its_counts_are_not_charged(run: Path) -> bool:
+    """An audit compares what was released with what made it: that outcome is a use of the rows of its own."""
+    said = json.loads((run / "report.json").read_text())["not_covered"]
+    return sum("nothing is charged for its counts" in one for one in said) == 1
+
+
 def test_an_audited_run_prints_its_audit_beside_the_claim(folder: Path) -> None:
     done = train(folder, "--audit", "canaries=200", "--out", "run")
     assert done.returncode == 0, done.stderr
@@ -44,6 +50,7 @@ def test_an_audited_run_prints_its_audit_beside_the_claim(folder: Path) -> None:
     saved = json.loads((folder / "run" / "report.json").read_text())
     assert [one["canary_kind"] for one in saved["audit"]] == ["gradient"]
     assert saved["run"]["config"]["audit"] == {"canaries": 200, "kind": "gradient"}
+    assert says_that_its_counts_are_not_charged(folder / "run")
 
 
 def test_a_claim_that_the_audit_contradicts_exits_with_4_and_the_run_is_kept(
@@ -93,6 +100,7 @@ def test_an_audited_federated_run_is_held_to_its_claim_in_the_same_way(
     assert done.stdout.splitlines()[1].startswith(
         ("audit: consistent: epsilon >= ", "audit: inconclusive: epsilon >= ")
     )
+    assert says_that_its_counts_are_not_charged(folder / "honest")
     drawn = Randomness.normal_like
     monkeypatch.setattr(
         Randomness, "normal_like", lambda self, like, *, noise_std: 0.05 * drawn(self, like, noise_std=noise_std)
