@@ -17,11 +17,13 @@ from dp_accounting.pld.privacy_loss_distribution import identity
 from scipy.signal import lfilter
 from scipy.special import log_ndtr, ndtr, ndtri
 
+from accounting import tradeoff
 from accounting.budget import Neighbors
 from accounting.losses import privacy_loss
 from accounting.mechanisms import from_json, to_json
 from accounting.methods import settle
 from accounting.pairs import Array
+from accounting.tradeoff import Point, least_misses
 
 LEAST_DELTA = 1e-9
 """The profile is read down to here."""
@@ -65,7 +67,7 @@ def gaussian_dp(event: dp_event.DpEvent, *, neighbors: Neighbors = "add-remove")
         mu = (low + high) / 2
         low, high = (mu, high) if np.any(_gaussian_delta(mu, epsilons) < deltas) else (low, mu)
     rates = np.concatenate((np.geomspace(1e-6, 1e-2, 100), np.linspace(0.01, 0.99, 200)))
-    missed = np.array([1 - _found(epsilons, deltas, rate) for rate in rates])
+    missed = least_misses(_points(profile), rates)
     return GaussianDp(mu=high, fit_error=float(np.max(np.abs(missed - ndtr(-ndtri(rates) - high)))))
 
 
@@ -81,13 +83,13 @@ def true_positive_rate(
     if not 0 <= false_positive_rate <= 1:
         raise ValueError(f"false_positive_rate must be between 0 and 1, got {false_positive_rate}")
     profile = _profile(to_json(event), neighbors)
-    return 1.0 if profile is None else _found(*profile, false_positive_rate)
+    if profile is None:
+        return 1.0
+    return tradeoff.true_positive_rate(_points(profile), false_positive_rate=false_positive_rate)
 
 
-def _found(epsilons: Array, deltas: Array, rate: float) -> float:
-    growth = np.exp(np.minimum(epsilons, 700.0))  # the largest that floats hold
-    missed = np.maximum(1 - deltas - growth * rate, np.exp(-epsilons) * (1 - deltas - rate))
-    return float(1 - max(0.0, missed.max()))
+def _points(profile: tuple[Array, Array]) -> list[Point]:
+    return [Point(*one) for one in zip(*(values.tolist() for values in profile), strict=True)]
 
 
 def _gaussian_delta(mu: float, epsilons: Array) -> Array:
