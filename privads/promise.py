@@ -111,7 +111,8 @@ def guarantee(
 
 def ledger_budget(ledger: Ledger, dataset: str, entry: Entry) -> record.LedgerBudget:
     """Returns the budget of the data set as the ledger holds it, before and after the run's ``entry``."""
-    now = ledger.balance(dataset)
+    whole = ledger.read()  # once, so that what is left and the head agree
+    now = whole.balances(dataset)[0]
     before = ledger.balance(dataset, without=entry)
     return record.LedgerBudget(
         dataset=dataset,
@@ -129,7 +130,7 @@ def ledger_budget(ledger: Ledger, dataset: str, entry: Entry) -> record.LedgerBu
         left_epsilon=now.left_epsilon,
         left_delta=now.left_delta,
         entry=str(entry.id),
-        head=ledger.head(),
+        head=whole.head,
         open_entries=now.open_entries,
         blocks=entry.blocks,
         refresh="never: what is spent stays spent",
