@@ -66,12 +66,13 @@ Audit = Annotated[
 ]
 
 
-def _audit_settings(audit: list[str] | None) -> list[str]:
-    """Returns what --audit says as settings of the table ``audit``."""
+def _settings(setting: list[str] | None, out: str | None, audit: list[str] | None) -> list[str]:
+    """Returns what the options say as settings over the file's."""
     for one in audit or []:
         if "=" not in one:
             raise BadParameter(f"--audit takes KEY=VALUE, such as canaries=1000, got {one!r}")
-    return [f"audit.{one}" for one in audit or []]
+    folder = [f"run.out={json.dumps(out)}"] if out else []
+    return [*(setting or []), *folder, *(f"audit.{one}" for one in audit or [])]
 
 
 @app.command()
@@ -92,11 +93,9 @@ def train(
     """Train a model on a log, within a budget, and write its run folder and report."""
     from privads.run_config import read_config
 
-    settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
+    settings = _settings(setting, out, audit)
     settings += ["data.keep_cache=true"] if keep_cache else []
-    read = read_config(
-        config, [*settings, *_audit_settings(audit)]
-    )  # before the slow imports: a typing error is answered at once
+    read = read_config(config, settings)  # before the slow imports: a typing error is answered at once
 
     from privads.job import prepare
     from privads.progress import bar
@@ -127,8 +126,7 @@ def federate(
     from federation.config import federation_table
     from privads.run_config import read_config
 
-    settings = [*(setting or []), *([f"run.out={json.dumps(out)}"] if out else [])]
-    read = read_config(config, [*settings, *_audit_settings(audit)])
+    read = read_config(config, _settings(setting, out, audit))
     table = federation_table(read, source=config)
 
     from accounting.budget import BudgetExceeded
