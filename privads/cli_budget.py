@@ -226,17 +226,15 @@ def _read_limit(text: str) -> "Budget":
 
 
 def _limit_lines(balance: "Balance") -> list[str]:
-    from accounting.ledger.columns import MEASURES
+    from accounting.ledger.columns import measure_of
 
     limit = balance.limit
     kept_apart = " (labels only, kept apart)" if balance.label_only else ""
     lines = [f"limit: {_bound(balance, limit.epsilon, limit.delta, relation='=')}{kept_apart}"]
     if balance.rule != "basic":
-        order = "" if balance.order is None else f" of order {balance.order:g}"
         spent, most = f"{balance.loss_spent:.12g}", f"{balance.loss_limit:.12g}"
-        lines.append(
-            f"rule:  {balance.rule}, {spent} of {most} spent of {MEASURES[balance.rule]}{order}; it spends delta once"
-        )
+        measure = measure_of(balance.rule, balance.order)
+        lines.append(f"rule:  {balance.rule}, {spent} of {most} spent of {measure}; it spends delta once")
     return lines
 
 

@@ -152,7 +152,7 @@ def check_fits(
     left = at_most(column.loss_limit - loss, EPSILON_PLACES)
     left_delta = at_most(column.delta_limit - delta, DELTA_PLACES)
     limit, basic = column.limit, column.rule == "basic"
-    measure = MEASURES[column.rule] + (f" of order {column.order:g}" if column.order is not None else "")
+    measure = measure_of(column.rule, column.order)
     where = f" in block {block}" if block is not None else ""
     has = f"{measure} {left}" + (f" and delta {left_delta}" if basic else "")
     wants = f"{measure} {cost.loss}" + (f" and delta {cost.delta}" if basic else "")
@@ -167,6 +167,11 @@ def check_fits(
         f"{dataset!r} has {has} left{where} of its limit (epsilon {limit.epsilon}, delta {limit.delta}, {limit.unit}, "
         f"{limit.neighbors}, rule {column.rule}), but the charge asks for {wants}; {remedy}"
     )
+
+
+def measure_of(rule: Rule, order: float | None) -> str:
+    """Returns what losses under a rule are counted in, in words. order: of the Renyi divergence."""
+    return MEASURES[rule] + ("" if order is None else f" of order {order:g}")
 
 
 def read_column(body: Mapping[str, Any], rule: str) -> Column:

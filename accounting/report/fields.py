@@ -18,6 +18,12 @@ from pydantic import (
 
 from accounting.report.passwords import without_passwords
 
+
+def canonical(value: Any) -> str:
+    """Returns the one form in which JSON is written: sorted keys, two spaces, UTF-8 as it is, a newline at the end."""
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 Verdict = Literal["private", "conditional", "violated", "not private"]
 """The headline in one word. `conditional`: it rests on assertions, or on assumptions that nobody stated."""
 

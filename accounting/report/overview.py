@@ -4,7 +4,6 @@ The ledger knows charges; that a run was audited stands in its report, so run fo
 that this ledger bears out (`anchor`). Without them every run counts as one without an audit on record.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,9 +16,9 @@ from accounting.budget import Neighbors
 from accounting.ledger import Balance, Entry, Snapshot, State
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, at_least
 from accounting.ledger.blocks import Block
-from accounting.ledger.columns import MEASURES, Account, Column, Rule, Spent
+from accounting.ledger.columns import Account, Column, Rule, Spent, measure_of
 from accounting.report.anchor import NotAnchored, find_entries
-from accounting.report.fields import Amount, Count, Delta, Positive, Record, Sha256, Time
+from accounting.report.fields import Amount, Count, Delta, Positive, Record, Sha256, Time, canonical
 from accounting.report.reading import REPORT, read_report
 from accounting.report.record import Report
 from accounting.report.sign import NotVerified, verify
@@ -56,7 +55,7 @@ class Limit(Record):
     @property
     def measure(self) -> str:
         """What losses of this limit are counted in."""
-        return MEASURES[self.rule] + ("" if self.order is None else f" of order {self.order:g}")
+        return measure_of(self.rule, self.order)
 
 
 class Part(Record):
@@ -151,7 +150,7 @@ class LedgerReport(Record):
     def to_json(self) -> str:
         """Returns the JSON: sorted keys, two spaces, UTF-8 as it is, one newline at the end."""
         fields = self.model_dump(mode="json")
-        return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return canonical(fields)
 
 
 @dataclass

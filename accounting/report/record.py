@@ -26,6 +26,7 @@ from accounting.report.fields import (
     Text,
     Time,
     Verdict,
+    canonical,
 )
 from accounting.report.guarantee import Guarantee
 from accounting.report.phrase import NOT_STATED, bound
@@ -358,7 +359,7 @@ class Report(Record):
     def to_json(self) -> str:
         """Returns the canonical JSON: sorted keys, two spaces, UTF-8 as it is, one newline at the end."""
         fields = self.model_dump(mode="json")
-        return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return canonical(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

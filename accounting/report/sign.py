@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import Field, StringConstraints, ValidationError
 
-from accounting.report.fields import Record, Sha256
+from accounting.report.fields import Record, Sha256, canonical
 from accounting.report.reading import REPORT, read_report
 
 SIGNATURE = "report.json.sig"
@@ -165,8 +165,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _check_canonical(file: Path) -> None:
     read_report(file)
     text = file.read_text(encoding="utf-8")
-    canonical = json.dumps(json.loads(text), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if text != canonical:
+    if text != canonical(json.loads(text)):
         raise ValueError(f"{file} is not in the form in which privads writes it: it was changed, and is not signed")
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from accounting.ledger import Balance, Entry
 from accounting.ledger.amounts import EPSILON_PLACES, at_least
-from accounting.ledger.columns import MEASURES, Spent
+from accounting.ledger.columns import Spent, measure_of
 
 FORMATS = (".svg", ".png")
 
@@ -28,11 +28,10 @@ def draw(entries: Sequence[Entry], balance: Balance, file: Path) -> None:
     axes.step(times, totals, where="post", color="#2a6f97", label="spent")
     axes.plot(times, totals, ".", color="#2a6f97")
     axes.axhline(balance.loss_limit, color="#9b2226", linewidth=1, linestyle="--", label="limit")
-    order = "" if balance.order is None else f" of order {balance.order:g}"
     block = ", dearest block" if balance.by_block is not None else ""
     axes.set(
         ylim=(0, None),
-        ylabel=f"{MEASURES[balance.rule]}{order}{block}",
+        ylabel=f"{measure_of(balance.rule, balance.order)}{block}",
         xlabel="UTC" if changes else "nothing was charged",
         title=f"{balance.dataset}: limit {balance.limit}",
     )

@@ -1,7 +1,7 @@
 """What a run lost in other terms than its claim, for the report: over its steps, at other deltas, to a test.
 
 All figures are upper bounds except the fitted Gaussian. They serve plots and comparisons, so they are computed on a
-coarser grid than the claim, in a fraction of a second, and once for each mechanism.
+coarser grid than the claim, once for each mechanism.
 """
 
 import math
