@@ -1,6 +1,6 @@
 """Faults of a federated run, each planted in one place, and the checks that see them, through `federate`.
 
-Six of the faults are those of Flower 1.41's wrappers.
+Five of the faults are those of Flower 1.41's wrappers.
 """
 
 import dataclasses

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ from privads.signals.query import Query
 from privads.signals.release import Release
 from privads.signals.summary_reports import CONTRIBUTION_BUDGET
 from privads.training.fit import fit
-from privads.training.plan import TrainPlan
+from privads.training.plan import TableNoise, TrainPlan
 
 CLAIM, CANARIES, STEPS = 1.0, 1000, 20
 
@@ -78,21 +77,9 @@ def ideal_run(law: Law, rng: np.random.Generator, *, noise_multiplier: float, ra
 # Training
 
 
-@cache
-def audited_plan(*, unit: str = "user", table_noise: Literal["dense", "lazy", "adafest"] = "dense") -> TrainPlan:
+def audited_plan(*, unit: str = "user", table_noise: TableNoise = "dense") -> TrainPlan:
     """Returns the plan of the audited runs: 20 steps, of a tenth of the units each."""
-    if table_noise == "dense":
-        return plan(epsilon=CLAIM, steps=STEPS, unit=unit)
-    budget = Budget(epsilon=CLAIM, delta=DELTA, unit=unit)
-    dense = audited_plan(unit=unit)
-    return TrainPlan.for_budget(
-        budget,
-        population=dense.population,
-        batch=dense.batch,
-        epochs=STEPS / 10,
-        averaging=0.0,
-        table_noise=table_noise,
-    )
+    return plan(epsilon=CLAIM, steps=STEPS, unit=unit, table_noise=table_noise)
 
 
 def trained(
@@ -101,7 +88,7 @@ def trained(
     seed: int,
     *,
     unit: str = "user",
-    table_noise: Literal["dense", "lazy", "adafest"] = "dense",
+    table_noise: TableNoise = "dense",
 ) -> Audit:
     """Returns the audit of a training run by its own canaries."""
     torch.manual_seed(seed)

@@ -18,7 +18,7 @@ from privads.batch import Batch
 from privads.logs.logs import Logs
 from privads.logs.schema import Schema
 from privads.models.layers import FusedTable
-from privads.training.plan import TrainPlan
+from privads.training.plan import TableNoise, TrainPlan
 
 USERS, BUCKETS, WIDTH = 400, 1024, 20_000
 DELTA = 1e-5
@@ -61,7 +61,7 @@ def written(columns: Mapping[str, object], path: Path, *, users: int = USERS, pu
 
 
 @cache
-def plan(*, epsilon: float = 5.0, steps: int = 10, unit: str = "user") -> TrainPlan:
+def plan(*, epsilon: float = 5.0, steps: int = 10, unit: str = "user", table_noise: TableNoise = "dense") -> TrainPlan:
     """Returns the plan of so many steps of a tenth of the users, or of the rows, each; no averages."""
     population = USERS if unit == "user" else 3 * USERS
     return TrainPlan.for_budget(
@@ -70,6 +70,7 @@ def plan(*, epsilon: float = 5.0, steps: int = 10, unit: str = "user") -> TrainP
         batch=population // 10,
         epochs=steps / 10,
         averaging=0.0,
+        table_noise=table_noise,
     )
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from accounting.budget import Budget
 from accounting.ledger import Ledger
-from benchmarks.faults.made import ALPHA, DELTA, Wide, is_binomial, made_log, written
+from benchmarks.faults.made import DELTA, Wide, has_variance, is_binomial, made_log, written
 from benchmarks.faults.planting import Fault, Law, Patch
 from privads.evaluation.release import release_metrics
 from privads.logs.logs import Logs
@@ -49,8 +49,7 @@ def named(count: int) -> Query:
 def noise_is_as_large_as_planned(log: Logs, _: Patch) -> bool:
     """Cells of sites that no row has hold noise of the planned variance, and 1/12 for rounding: chi-square."""
     table = released(log, named(CELLS))
-    statistic = float((table.rows**2).sum()) / (table.count_std**2 + 1 / 12)
-    return bool(stats.chi2.ppf(ALPHA / 2, CELLS) < statistic < stats.chi2.isf(ALPHA / 2, CELLS))
+    return has_variance(torch.from_numpy(table.rows), table.count_std**2 + 1 / 12)
 
 
 def a_user_adds_one_row(log: Logs, patch: Patch) -> bool:

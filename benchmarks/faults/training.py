@@ -1,4 +1,7 @@
-"""Faults of a training run, and the checks that see them. Every check runs through `PrivateEngine`, as a user would."""
+"""Checks of what a training run promises, nearly all through `PrivateEngine` as a user would.
+
+`benchmarks.faults.training_faults` plants what they must see.
+"""
 
 import math
 import tempfile

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.federated import compare, speed, utility
+from benchmarks.federated.recommending import FOLDERS
 from benchmarks.harness import Figure, Kept, announced, json_line, table
 
 PYTHONS = {"flower": "flwr[simulation] and torch", "pfl": "pfl and torch"}
@@ -78,7 +79,7 @@ def _utility(asked: Asked) -> Iterator[Figure]:
         yield from utility.quick_figures(asked.epsilons, kept)
         return
     for name in utility.SEEDS:
-        if (asked.data / utility.FOLDERS[name]).is_dir():
+        if (asked.data / FOLDERS[name]).is_dir():
             yield from utility.figures(utility.all_trials(name, asked.data, asked.epsilons, asked.seeds, kept))
 
 
@@ -103,7 +104,7 @@ def _left_out(asked: Asked, chosen: list[str]) -> dict[str, str]:
             if name not in asked.pythons:
                 found[name] = f"it needs a Python of its own, with {packages}: pass it as --{name}-python"
     if "utility" in chosen:
-        for name, folder in utility.FOLDERS.items():
+        for name, folder in FOLDERS.items():
             if asked.quick:
                 found[name] = "--quick measures no real data"
             elif not (asked.data / folder).is_dir():

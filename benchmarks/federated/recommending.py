@@ -23,6 +23,9 @@ from privads.models.layers import FusedTable
 
 Numbers = NDArray[np.int64]
 
+PINTEREST, ALIBABA = "pinterest", "alibaba"
+FOLDERS = {PINTEREST: "pinterest-10core", ALIBABA: "alibaba-ecomm"}
+
 HELD_OUT = 0.2
 OTHERS = 8
 """Items drawn at random, that a row's item is held against."""
@@ -63,9 +66,9 @@ class Choices:
 
 
 def read(name: str, data: Path) -> Choices:
-    """Returns the choices of ``alibaba`` or ``pinterest`` in the folder of all data sets."""
-    if name == "alibaba":
-        folder = data / "alibaba-ecomm"
+    """Returns the choices of one of `FOLDERS` in the folder of all data sets."""
+    folder = data / FOLDERS[name]
+    if name == ALIBABA:
         with gzip.open(folder / "items.tsv.gz", "rt", encoding="utf-8") as lines:
             category = {row[0]: row[2] for row in (line.split("\t") for line in lines)}
         numbers = {one: i for i, one in enumerate(sorted(set(category.values())))}
@@ -73,7 +76,7 @@ def read(name: str, data: Path) -> Choices:
             pairs = [(int(row[0]), numbers[category[row[1]]]) for row in map(str.split, lines)]
         catalog = len(numbers)
     else:
-        with gzip.open(data / "pinterest-10core" / "train.txt.gz", "rt", encoding="utf-8") as lines:
+        with gzip.open(folder / "train.txt.gz", "rt", encoding="utf-8") as lines:
             pairs = [(int(user), int(one)) for user, *items in map(str.split, lines) for one in items]
         catalog = max(item for _, item in pairs) + 1
     users, items = np.array(pairs, dtype=np.int64).T

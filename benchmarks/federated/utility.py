@@ -23,7 +23,7 @@ import torch
 
 import privads
 from accounting.budget import Budget
-from benchmarks.federated.recommending import Choices, Pairs, Preference, popularity, ranking, read
+from benchmarks.federated.recommending import ALIBABA, PINTEREST, Choices, Pairs, Preference, popularity, ranking, read
 from benchmarks.harness import Figure, Kept, Spread
 from federation.plan import FederatedPlan
 from federation.server import federate
@@ -89,8 +89,6 @@ class Trial:
         return self.made_of, self.way, self.seed
 
 
-PINTEREST, ALIBABA = "pinterest", "alibaba"
-FOLDERS = {PINTEREST: "pinterest-10core", ALIBABA: "alibaba-ecomm"}
 SEEDS = {PINTEREST: 3, ALIBABA: 10}
 """A run of the one takes half a minute of a core's time, of the other a second."""
 

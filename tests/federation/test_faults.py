@@ -1,6 +1,6 @@
 """Faults that would break the promise of a federated run, each planted in the code and each seen by a check of a run.
 
-Every check runs through `federate` as a user would; it passes as the code is, and fails with the fault. Six of the
+Every check runs through `federate` as a user would; it passes as the code is, and fails with the fault. Five of the
 faults are those of Flower 1.41's wrappers.
 """
 
