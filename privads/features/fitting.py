@@ -8,6 +8,7 @@ from accounting.ledger import Ledger
 from privads.config import ConfigError
 from privads.features.pipeline import Features, fit_planned
 from privads.features.transforms import Pipeline
+from privads.new_folder import new_file
 from privads.signals.query import Source
 from privads.signals.release import Release
 
@@ -24,9 +25,8 @@ class Fitting:
         """Returns the fitted features, charged; they are in ``file`` before anything else is done with them."""
         features = fit_planned(self.pipeline, source, self.release, ledger=ledger, insecure_seed=insecure_seed)
         if self.file is not None:
-            draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-            features.save(draft)
-            draft.replace(self.file)
+            with new_file(self.file) as draft:
+                features.save(draft)
         return features
 
 

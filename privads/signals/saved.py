@@ -9,7 +9,6 @@ another number of cells, or whose noise is not that of its event is refused.
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from accounting import accountant, mechanisms
 from accounting.budget import Budget, Neighbors
 from privads.config import ConfigError, parse_model
 from privads.logs.labels import Facts
-from privads.new_folder import new_folder
+from privads.new_folder import new_file, new_folder
 from privads.signals.bounds import Bounds
 from privads.signals.query import Floats, Grid, Key, OneOf, Part, Query, Sum
 from privads.signals.table import Law, NoisyTable, Terms, by_release, sensitivities
@@ -159,9 +158,8 @@ def save_table(table: NoisyTable, file: Path) -> None:
     whole = pa.table(columns).replace_schema_metadata({METADATA: facts.model_dump_json().encode(), ATTRS: written})
     if file.exists():
         raise ConfigError(f"{file} exists already: choose another place, or remove it")
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(whole, draft)
-    draft.replace(file)
+    with new_file(file) as draft:
+        pq.write_table(whole, draft)
 
 
 def load_table(file: Path) -> NoisyTable:
