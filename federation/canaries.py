@@ -18,11 +18,11 @@ from federation.parties import Parties, PlantedParties
 from federation.plan import FederatedPlan
 from federation.sums import UserSums, Weights
 from federation.task import Task, names_of_tables
-from privads.attacks.canaries import Canaries, WithCanaries, entropy, taken
+from privads.attacks.canaries import Canaries, WithCanaries, entropy
 from privads.attacks.directions import Directions, check_room, one_weight_each, shared
 from privads.attacks.ratios import Ratios, along
 from privads.attacks.users import CAPS, LOOKS, along_own_rows, made_up
-from privads.batch import Batch, Rows, padding
+from privads.batch import Batch, Rows, padding, taken
 from privads.logs.schema import Schema
 from privads.training.sampling import Draw
 from privads.training.tables import SparseSum
@@ -65,7 +65,7 @@ class Pushes:
         generator, parameters = np.random.default_rng(seed), list(watched.values())
         rooms = [one.numel() for one in parameters]
         check_room(count, sum(rooms), what="weights")
-        self.rows = taken(padding(schema, 1), np.zeros(count, dtype=np.int64))
+        self.rows = padding(schema, count)
         self.directions = one_weight_each(parameters, shared(count, rooms), generator)
         self._task, self._named = task, dict(zip(watched, self.directions, strict=True))
 

@@ -25,10 +25,10 @@ from torch.func import functional_call, vmap
 from federation.clipping import factors
 from federation.sums import SentRows, UserSums, Weights
 from federation.task import Task, tables_of
-from privads.batch import Batch, Rows
+from privads.batch import Batch, Rows, taken
 from privads.logs.schema import Schema
 from privads.training.clipping import UnsupportedModel
-from privads.training.probe import check_shape, made_up, pick, repeatable
+from privads.training.probe import check_shape, made_up, repeatable
 from privads.training.sampling import Draw, Numbers
 from privads.training.tables import Runs, SparseSum, sums_of_runs
 from privads.training.uses import shares
@@ -177,7 +177,7 @@ class LocalTraining:
             found = _numbers(once.updates(rows, owners, users, weights).clipped_sum(math.inf))
             for user in range(users):
                 mine = torch.nonzero(owners == user).flatten()
-                alone = once.updates(pick(rows, mine), torch.zeros_like(mine), 1, weights)
+                alone = once.updates(taken(rows, mine), torch.zeros_like(mine), 1, weights)
                 expected = expected + alone.clipped_sum(math.inf)
         alone_all = _numbers(expected)
         atol = _TOLERANCE * float(torch.nan_to_num(alone_all).abs().max()) + 1e-9

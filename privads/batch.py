@@ -127,3 +127,22 @@ def joined(one: Batch, two: Batch) -> Batch:
         weights=torch.cat([one.weights, two.weights]),
         hours={task: torch.cat([waited, two.hours[task]]) for task, waited in one.hours.items()},
     )
+
+
+def taken(batch: Batch, numbers: NDArray[np.int64] | Tensor) -> Batch:
+    """Returns the rows of ``batch`` with these numbers, in this order."""
+    places = torch.as_tensor(numbers, device=batch.weights.device)
+    fields = (len(batch.offsets) - 1) // batch.rows if batch.rows else 0
+    bags = (places[:, None] * fields + torch.arange(fields, device=places.device)).flatten()
+    lengths = batch.offsets.diff()[bags]
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    within = torch.arange(int(offsets[-1]), device=places.device) - torch.repeat_interleave(offsets[:-1], lengths)
+    return Batch(
+        dense=batch.dense[places],
+        ids=batch.ids[torch.repeat_interleave(batch.offsets[:-1][bags], lengths) + within],
+        offsets=offsets,
+        labels={task: label[places] for task, label in batch.labels.items()},
+        observed={task: known[places] for task, known in batch.observed.items()},
+        weights=batch.weights[places],
+        hours={task: waited[places] for task, waited in batch.hours.items()},
+    )

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from accounting.audit import Audit, one_run
-from privads.attacks.canaries import LEAST, MOST, entropy
+from privads.attacks.canaries import Canaries, entropy
 from privads.batch import Batch, padding
 from privads.noise import Randomness
 from privads.signals.randomized_labels import LabelRelease
@@ -45,9 +45,7 @@ def audit_answers(release: LabelRelease, *, canaries: int = 1000, insecure_seed:
 
     insecure_seed: repeatable coins and answers. Charges nothing, and reads no row.
     """
-    if not isinstance(canaries, int) or not LEAST <= canaries <= MOST:
-        raise ValueError(f"an audit takes from {LEAST} to {MOST} canaries, got {canaries!r}")
-    labels = entropy(insecure_seed).integers(0, 2, canaries).astype(bool)
+    labels = Canaries(count=canaries).tossed(entropy(insecure_seed))
     answers = release.answers(_made_up(release, labels), Randomness(insecure_seed=insecure_seed))
     return AnswerEvidence(scores=guesses(answers), labels=labels, epsilon=release.budget.epsilon)
 

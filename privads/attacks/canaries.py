@@ -10,11 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from accounting.budget import Budget
-from privads.batch import Batch, Rows, joined
+from privads.batch import Batch, Rows, joined, taken
 
 if TYPE_CHECKING:
     from privads.logs.schema import Schema
@@ -128,22 +127,3 @@ class WithCanaries:
     def canaries_in(self, row_numbers: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """Returns (count,) how many of these rows each canary owns."""
         return np.bincount(self.of[row_numbers[row_numbers >= self.first] - self.first], minlength=count)
-
-
-def taken(batch: Batch, numbers: NDArray[np.int64]) -> Batch:
-    """Returns the rows of ``batch`` with these numbers, in this order."""
-    fields = (len(batch.offsets) - 1) // batch.rows if batch.rows else 0
-    places = torch.from_numpy(numbers)
-    bags = (places[:, None] * fields + torch.arange(fields)).flatten()
-    lengths = batch.offsets.diff()[bags]
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], lengths)
-    return Batch(
-        dense=batch.dense[places],
-        ids=batch.ids[torch.repeat_interleave(batch.offsets[:-1][bags], lengths) + within],
-        offsets=offsets,
-        labels={task: label[places] for task, label in batch.labels.items()},
-        observed={task: known[places] for task, known in batch.observed.items()},
-        weights=batch.weights[places],
-        hours={task: waited[places] for task, waited in batch.hours.items()},
-    )

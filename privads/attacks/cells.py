@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from accounting.audit import Audit, laws, likelihood_ratio, one_run_fdp
 from accounting.budget import EXAMPLE, Budget
-from privads.attacks.canaries import LEAST, MOST, entropy
+from privads.attacks.canaries import Canaries, entropy
 from privads.logs.raw import Raw
 from privads.logs.schema import Schema
 from privads.signals.query import OneOf, Query
@@ -86,10 +86,8 @@ def audit_table(
     >>> found.audit.verdict, found.audit.lower < 3.0
     ('consistent', True)
     """
-    if not isinstance(canaries, int) or not LEAST <= canaries <= MOST:
-        raise ValueError(f"an audit takes from {LEAST} to {MOST} canaries, got {canaries!r}")
     generator = entropy(insecure_seed)
-    included = generator.integers(0, 2, canaries).astype(bool)
+    included = Canaries(count=canaries).tossed(generator)
     others = np.where(np.arange(canaries) % 2 == 0, 0, generator.integers(1, 20, canaries))
     keys = tuple(f"c{number}" for number in range(canaries))
     query = Query(by=(OneOf(column=_COLUMN, values=keys),), keys=tuple((key,) for key in keys))

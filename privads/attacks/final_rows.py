@@ -68,9 +68,7 @@ class FinalRows:
                 others if isinstance(others, SparseSum) else SparseSum(torch.arange(len(table)), others, len(table))
             )
             lr, kept = self._tables.step_of(table)
-            self._expected[table] = (
-                kept * self._expected[table] - lr / self._plan.batch * _rows_of(others, rows).double()
-            )
+            self._expected[table] = kept * self._expected[table] - lr / self._plan.batch * others.at(rows).double()
             amounts = counts.to(rows.device)[direction.of] * clip_norm
             (drawn,) = torch.nonzero(amounts, as_tuple=True)
             if len(drawn):
@@ -90,11 +88,3 @@ class FinalRows:
             spread = float(along.std())
             scores[direction.of.numpy(force=True)] = along / spread if spread else 0.0
         return scores
-
-
-def _rows_of(found: SparseSum, rows: Tensor) -> Tensor:
-    """Returns (n, width) these ``rows`` (n,) of a sum."""
-    if not len(found.ids):
-        return found.values.new_zeros(len(rows), found.values.shape[1])
-    places = torch.searchsorted(found.ids, rows).clamp(max=len(found.ids) - 1)
-    return torch.where((found.ids[places] == rows)[:, None], found.values[places], 0.0)

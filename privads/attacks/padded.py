@@ -5,23 +5,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from privads.attacks.canaries import WithCanaries, taken
-from privads.batch import Batch, Rows
+from privads.attacks.canaries import WithCanaries
+from privads.batch import Rows, padding
 
 
 class PaddedUnits:
     """Units whose rows are padding, behind those of the log, and how often each was drawn for the batch at hand."""
 
-    def __init__(self, included: NDArray[np.bool_], row: Batch, *, records: int) -> None:
-        """row: of padding. records: how many of them a unit has."""
-        self._included, self._row, self._records = included, row, records
+    def __init__(self, included: NDArray[np.bool_], *, records: int) -> None:
+        """records: how many of them a unit has."""
+        self._included, self._records = included, records
         self._rows: WithCanaries | None = None
         self._counts = np.zeros(len(included), dtype=np.int64)
 
     def planted(self, rows: Rows) -> Rows:
         """Returns the rows with those of the canaries that were put in behind them."""
         of = np.repeat(np.flatnonzero(self._included), self._records)
-        self._rows = WithCanaries(rows, taken(self._row, np.zeros(len(of), dtype=np.int64)), of)
+        self._rows = WithCanaries(rows, padding(rows.schema, len(of)), of)
         return self._rows
 
     def drawn(self, row_numbers: NDArray[np.int64], losses: Tensor) -> Tensor:

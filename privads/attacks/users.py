@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from privads.attacks.canaries import WithCanaries, taken
+from privads.attacks.canaries import WithCanaries
 from privads.attacks.directions import Directions
 from privads.attacks.ratios import Ratios, along
-from privads.batch import Batch, Rows
+from privads.batch import Batch, Rows, taken
 from privads.logs.labels import DelayedLabel, ValueLabel
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss

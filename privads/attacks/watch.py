@@ -9,28 +9,19 @@ from torch import Tensor, nn
 
 from privads.attacks.canaries import Canaries, entropy
 from privads.attacks.directions import check_room, one_row_each, one_weight_each, shared
+from privads.attacks.evidence import Watching
 from privads.attacks.final_rows import FinalRows
 from privads.attacks.padded import PaddedUnits
 from privads.attacks.pushes import Pushes
 from privads.attacks.users import FinalUsers, WatchedUsers, made_up
-from privads.batch import Rows, padding
+from privads.batch import Rows
 from privads.training.plan import TrainPlan
 from privads.training.probe import Loss
 from privads.training.tables import LazyTables, SparseSum, tables_of
 
 
-class Watch(Protocol):
+class Watch(Watching, Protocol):
     """What the engine asks of an audit. None of it changes what is drawn, clipped or noised of anybody else."""
-
-    @property
-    def threat_model(self) -> str:
-        """What the attacker sees and knows."""
-        ...
-
-    @property
-    def included(self) -> NDArray[np.bool_]:
-        """(canaries,) which were put in: secret until the scores are made."""
-        ...
 
     def planted(self, rows: Rows) -> Rows:
         """Returns the rows with those of the canaries behind them."""
@@ -58,10 +49,6 @@ class Watch(Protocol):
 
     def see(self, noised: Sequence[Tensor]) -> None:
         """Looks at the same sums after the noise."""
-        ...
-
-    def scores(self, model: nn.Module) -> NDArray[np.float64]:
-        """Returns (canaries,) how much what was seen, or the final model, speaks for each one's having been put in."""
         ...
 
 
@@ -98,7 +85,7 @@ def watch_for(
     check_room(canaries.count, sum(rooms), what="weights" if canaries.kind == "gradient" else "rows of tables")
     make = one_weight_each if canaries.kind == "gradient" else one_row_each
     directions = make(watched, shared(canaries.count, rooms), generator)
-    units = PaddedUnits(included, padding(rows.schema), records=plan.records)
+    units = PaddedUnits(included, records=plan.records)
     if lazy is not None:
         found = {table: one for table, one in zip(watched, directions, strict=True) if one is not None}
         return FinalRows(included, found, plan, units, lazy)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privads.batch import Batch
+from privads.batch import Batch, taken
 from privads.logs.schema import Schema
 from privads.models import losses
 from privads.training.clipping import UnitGradients, UnsupportedModel
@@ -46,7 +46,7 @@ def probe(model: nn.Module, loss: Loss | None, schema: Schema, gradients: UnitGr
     batch = made_up(schema, len(_OWNERS)).to(device)
     exact = torch.autocast(device.type, enabled=False)  # the caller's autocast would round what is compared
     with exact, repeatable(model), _sparse_tables(model), _jittered(model, batch):
-        alone = [_of_one_unit(model, loss, default, pick(batch, rows)) for rows in _rows_of(owners)]
+        alone = [_of_one_unit(model, loss, default, taken(batch, rows)) for rows in _rows_of(owners)]
         norms = torch.stack([_norm(slope) for _, slope in alone])
         clip_norm = float(norms.median()) / 2 or 1.0
         expected = _clipped_sum([slope for _, slope in alone], norms, clip_norm)
@@ -184,20 +184,6 @@ def made_up(schema: Schema, rows: int) -> Batch:
             task: label.within_hours * torch.rand(rows, 2, generator=generator).cumprod(1).flip(1)
             for task, label in schema.waiting.items()
         },
-    )
-
-
-def pick(batch: Batch, rows: Tensor) -> Batch:
-    """Returns these rows of a batch whose every bag has length 1."""
-    ids = batch.ids.view(batch.rows, -1)[rows]
-    return Batch(
-        dense=batch.dense[rows],
-        ids=ids.flatten(),
-        offsets=torch.arange(ids.numel() + 1, device=ids.device),
-        labels={task: label[rows] for task, label in batch.labels.items()},
-        hours={task: waited[rows] for task, waited in batch.hours.items()},
-        observed={task: known[rows] for task, known in batch.observed.items()},
-        weights=batch.weights[rows],
     )
 
 

@@ -298,11 +298,7 @@ def _sums_at(summed: Tensor | SparseSum | None, part: _Part) -> Tensor:
         return summed.index_select(0, part.ids)
     if summed is None:
         return torch.zeros_like(part.rows)
-    if not len(summed.ids):
-        return torch.zeros_like(part.rows, dtype=summed.values.dtype)
-    places = torch.searchsorted(summed.ids, part.ids).clamp_(max=len(summed.ids) - 1)
-    missing = summed.ids.index_select(0, places) != part.ids
-    return summed.values.index_select(0, places).masked_fill_(missing[:, None], 0.0)
+    return summed.at(part.ids)
 
 
 def _rows_of(value: Any, part: _Part) -> Any:

@@ -107,6 +107,14 @@ class SparseSum:
         none = torch.zeros(0, dtype=torch.int64, device=table.device)
         return cls(none, table.new_zeros(0, width), len(table))
 
+    def at(self, rows: Tensor) -> Tensor:
+        """Returns (n, dim) the sum in these ``rows`` (n,), in memory of its own."""
+        if not len(self.ids):
+            return self.values.new_zeros(len(rows), self.values.shape[1])
+        places = torch.searchsorted(self.ids, rows).clamp_(max=len(self.ids) - 1)
+        missing = self.ids.index_select(0, places) != rows
+        return self.values.index_select(0, places).masked_fill_(missing[:, None], 0.0)
+
     def dense(self) -> Tensor:
         """Returns the (rows, dim) tensor."""
         return self.values.new_zeros(self.rows, self.values.shape[1]).index_copy_(0, self.ids, self.values)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from accounting.budget import Budget
-from privads.attacks.canaries import Canaries, WithCanaries, entropy, taken
+from privads.attacks.canaries import Canaries, WithCanaries, entropy
 from privads.attacks.padded import PaddedUnits
 from privads.attacks.users import made_up
-from privads.batch import Batch, joined
+from privads.batch import Batch, joined, taken
 from privads.models import DCN, Logistic
 from privads.training.fit import fit
 from tests.privads.attacks.helpers import audited, log, plan, schema

@@ -9,8 +9,7 @@ import torch
 from privads.attacks.directions import Directions
 from privads.attacks.padded import PaddedUnits
 from privads.attacks.pushes import Pushes
-from privads.batch import padding
-from tests.privads.attacks.helpers import plan, schema
+from tests.privads.attacks.helpers import plan
 from tests.privads.training.helpers import logs
 
 INCLUDED = np.array([True, False, True, False])
@@ -18,7 +17,7 @@ DIRECTION = Directions(torch.arange(4), torch.arange(4)[:, None], torch.ones(4, 
 
 
 def scored(others: torch.Tensor) -> list[float]:
-    units = PaddedUnits(INCLUDED, padding(schema()), records=1)
+    units = PaddedUnits(INCLUDED, records=1)
     pushes = Pushes(INCLUDED, [DIRECTION], plan(), units)
     units._counts = np.array([1, 0, 0, 0])
     (added,) = pushes.added([others.clone()], {}, 0.5)
@@ -32,7 +31,7 @@ def test_what_others_add_is_known_and_taken_out() -> None:
 
 
 def test_the_losses_of_canaries_rows_are_taken_out_and_no_others(tmp_path: Path) -> None:
-    units = PaddedUnits(INCLUDED, padding(schema()), records=2)
+    units = PaddedUnits(INCLUDED, records=2)
     rows = units.planted(logs(tmp_path))
     first = len(rows.units) - 4
     losses = units.drawn(np.array([first + 1, 3, first + 2, first + 3]), torch.ones(6))
