@@ -44,7 +44,7 @@ def main(
     models: Annotated[str | None, typer.Option(help=f"Models, with commas: {', '.join(MODELS)}.")] = None,
     epsilons: Annotated[str | None, typer.Option(help="Epsilons, with commas; none: without privacy.")] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Runs of each model at each epsilon; 5, on Avazu 20.", min=1)
+        int | None, typer.Option(help="Runs of each model at each epsilon; 5, on Avazu 20 of logistic.", min=1)
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A JSON-lines file of trials: each is added as it is done, none is run twice.")
@@ -74,11 +74,11 @@ def main(
         for name in chosen:
             dataset = known[name]
             fitting = [one for one in dataset.models if asked is None or one in asked]
-            runs = seeds or (1 if quick else dataset.seeds)
+            runs = {one: seeds or (1 if quick else dataset.runs_of(one)) for one in fitting}
             wanted = [one for one in levels if dataset.epsilons is None or one in dataset.epsilons]
             try:
                 config = dataset.config(data, Path(folder))
-                done += trials(name, config, models=fitting, epsilons=wanted, seeds=runs, kept=kept, log=log)
+                done += trials(name, config, runs=runs, epsilons=wanted, kept=kept, log=log)
             except CannotMeasureError as error:
                 typer.echo(f"{name}: skipped, {error}", err=True)
                 skipped[name] = str(error)

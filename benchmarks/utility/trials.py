@@ -4,7 +4,7 @@ Every run takes the library's defaults. The seed chooses the initial weights; ba
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -96,13 +96,14 @@ def trials(
     dataset: str,
     config: RunConfig,
     *,
-    models: Sequence[str],
+    runs: Mapping[str, int],
     epsilons: Sequence[float | None],
-    seeds: int,
     kept: Kept[Trial],
     log: Console,
 ) -> list[Trial]:
     """Returns one trial for each model, epsilon and seed; those in ``kept`` are not run again.
+
+    runs: the models, and the number of seeds of each.
 
     The log is read once and serves every run. Raises `CannotMeasureError`, before any training, where there is no
     file, no held-out row or no second class to measure by.
@@ -115,7 +116,8 @@ def trials(
     held = {task: Held.of(test, task) for task in train.schema.tasks}
     facts = {task: one.facts for task, one in held.items()}
     plans = {epsilon: make_plan(at_epsilon(config.plan, epsilon), train.schema) for epsilon in epsilons}
-    wanted = [(seed, epsilon, model) for seed in range(seeds) for epsilon in epsilons for model in models]
+    seeds = range(max(runs.values(), default=0))
+    wanted = [(seed, epsilon, model) for seed in seeds for epsilon in epsilons for model in runs if seed < runs[model]]
     found = []
     for seed, epsilon, model in track(wanted, description=dataset, console=log):
         plan = plans[epsilon]

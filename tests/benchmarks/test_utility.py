@@ -149,7 +149,7 @@ def test_a_split_without_positives_is_refused_before_training(tmp_path: Path) ->
 
 def measured(folder: Path, *, kept: Kept[Trial], epochs: float = 1.0, config: Any = None) -> list[Trial]:
     chosen = config or simulated_config(folder, users=500, epochs=epochs)
-    return trials("s", chosen, models=["logistic"], epsilons=[None], seeds=2, kept=kept, log=Console(quiet=True))
+    return trials("s", chosen, runs={"logistic": 2}, epsilons=[None], kept=kept, log=Console(quiet=True))
 
 
 def test_a_trial_that_is_kept_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
