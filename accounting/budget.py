@@ -27,6 +27,10 @@ class BudgetExceeded(RuntimeError):  # noqa: N818 - the name that users catch re
     """A charge does not fit under the limit of its data set; nothing was charged and no row was read."""
 
 
+class LedgerError(RuntimeError):
+    """The ledger refuses or cannot be used; the message is one line and names the remedy."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The privacy budget (epsilon, delta) for one unit under one neighboring relation.

@@ -252,8 +252,7 @@ app.add_typer(cli_report.app, name="report")
 
 def main() -> None:
     """Run the command line; every refusal is one line on stderr."""
-    from accounting.budget import BudgetExceeded
-    from accounting.ledger import LedgerError
+    from accounting.budget import BudgetExceeded, LedgerError
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin for each other halt on a shared machine
     try:

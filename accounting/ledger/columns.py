@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from accounting import renyi
-from accounting.budget import Budget, BudgetExceeded, Neighbors, PrivacyUnit
+from accounting.budget import Budget, BudgetExceeded, LedgerError, Neighbors, PrivacyUnit
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, at_least, at_most
 from accounting.ledger.blocks import Block
-from accounting.ledger.store import LedgerError
 
 Rule = Literal["basic", "zcdp", "rdp"]
 

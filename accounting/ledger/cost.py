@@ -30,11 +30,10 @@ from uuid import uuid4
 from dp_accounting import dp_event
 
 from accounting import accountant, mechanisms, renyi
-from accounting.budget import Budget, Neighbors, PrivacyUnit, check_epsilon
+from accounting.budget import Budget, LedgerError, Neighbors, PrivacyUnit, check_epsilon
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, at_least, to_units
 from accounting.ledger.blocks import check_names, split_unit, within
 from accounting.ledger.columns import MEASURES, Account, Column, Cost
-from accounting.ledger.store import LedgerError
 from accounting.mechanisms import UnknownEvent
 
 LEAST_DELTA_SHARE = 2.0**-200

@@ -18,6 +18,8 @@ from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, make_ur
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
+from accounting.budget import LedgerError
+
 SQLITE = "sqlite:///"
 POSTGRES = "postgresql+psycopg://"
 
@@ -38,10 +40,6 @@ BUSY_SECONDS = 30.0
 
 CONNECT_SECONDS = 10
 """How long to wait for a PostgreSQL server to answer, unless the URL says otherwise (connect_timeout)."""
-
-
-class LedgerError(RuntimeError):
-    """The ledger refuses or cannot be used; the message is one line and names the remedy."""
 
 
 class Database(Protocol):

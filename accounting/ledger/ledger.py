@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from accounting import mechanisms
 from accounting.accountant import Bounds
-from accounting.budget import Budget, PrivacyUnit
+from accounting.budget import Budget, LedgerError, PrivacyUnit
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, at_least, to_units
 from accounting.ledger.balance import Balance, balance_of
 from accounting.ledger.blocks import Block, check_block
@@ -28,7 +28,7 @@ from accounting.ledger.joint import joint_bounds
 from accounting.ledger.limits import check_limits, check_rule, column_body
 from accounting.ledger.rules import AlreadyDone, Book, Entry
 from accounting.ledger.snapshot import Snapshot, snapshot_of
-from accounting.ledger.store import Kind, LedgerError, Mark, Row, Step, Store, broken, check_chain
+from accounting.ledger.store import Kind, Mark, Row, Step, Store, broken, check_chain
 from accounting.mechanisms import UnknownEvent
 
 REACCOUNT_TOLERANCE = 1e-6

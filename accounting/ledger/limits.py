@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from accounting import renyi
-from accounting.budget import Budget
+from accounting.budget import Budget, LedgerError
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, MOST_UNITS, at_most, to_units
 from accounting.ledger.blocks import within
 from accounting.ledger.columns import Rule
-from accounting.ledger.store import LedgerError
 
 MOST_DELTA = 1e-4
 """Policy: a limit's delta is below it, and below 1 / population where that is stated; at 1 / population, publishing one

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from accounting.budget import Budget, BudgetExceeded, Neighbors, PrivacyUnit
+from accounting.budget import Budget, BudgetExceeded, LedgerError, Neighbors, PrivacyUnit
 from accounting.ledger.amounts import DELTA_PLACES, EPSILON_PLACES, at_least
 from accounting.ledger.blocks import check_block, check_names, lies_in_one_block
 from accounting.ledger.columns import Account, Cost, Spent, check_fits, check_pays, read_column, text, whole_number
-from accounting.ledger.store import Kind, LedgerError, Row, broken, init_command
+from accounting.ledger.store import Kind, Row, broken, init_command
 
 State = Literal["reserved", "opened", "committed", "aborted"]
 

@@ -16,7 +16,8 @@ from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text, in
 from sqlalchemy import Row as Found
 from sqlalchemy.exc import DBAPIError
 
-from accounting.ledger.databases import LedgerError, absent, database, init_command
+from accounting.budget import LedgerError
+from accounting.ledger.databases import absent, database, init_command
 
 __all__ = ["GENESIS", "Kind", "LedgerError", "Mark", "Row", "Step", "Store", "broken", "check_chain", "init_command"]
 

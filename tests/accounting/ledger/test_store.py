@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy
 
+from accounting.budget import LedgerError
 from accounting.ledger import databases
-from accounting.ledger.store import FORMAT_VERSION, GENESIS, LedgerError, Mark, Row, Step, Store, check_chain
+from accounting.ledger.store import FORMAT_VERSION, GENESIS, Mark, Row, Step, Store, check_chain
 
 if TYPE_CHECKING:
     from benchmarks.postgres import Server
