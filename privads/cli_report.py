@@ -101,6 +101,10 @@ def read_report(place: Path) -> "Report":
 
     file = _file(place)
     if not file.is_file():
+        from privads.signals.scoring import LEARNED, is_learned
+
+        if is_learned(place):
+            raise ConfigError(f"{place} holds a model learned from tables: what it cost stands in {place / LEARNED}")
         raise ConfigError(f"{place} is not a run folder: it has no {file.name}")
     return read(file)
 

@@ -10,6 +10,13 @@ from privads.signals.release import Release
 from privads.signals.table import NoisyTable, Terms
 
 
+FOR_READING = (
+    "tables of keys found in the log are for reading: for `privads learn`, state the values (release.values), or release"
+    " again with release.values_from and these tables"
+)
+"""What a reader of a plan should know before the budget is spent."""
+
+
 def cost_of(release: Release) -> str:
     """Returns the cost with its delta, unit, neighbors and what was released, as one phrase."""
     budget = release.budget
@@ -43,6 +50,8 @@ def plan_lines(release: Release) -> list[str]:
         cells = "keys found in the log" if threshold is not None else f"{_cells(query):,} cells"
         shown = "" if threshold is None else f", shown from {threshold:g} rows on"
         made.append(f"{title(query)}: {cells}, noise std {_noise(query, stds)}{shown}")
+    if any(one is not None for one in release.thresholds):
+        made += ["", FOR_READING]
     return made
 
 

@@ -181,6 +181,11 @@ def test_evaluate_says_what_a_learned_folder_is_for(folder: Path) -> None:
     refused(said, 2, "`privads learn` wrote it", "`privads predict`", "learn.sample")
 
 
+def test_a_report_of_a_learned_folder_names_the_file_that_says_what_it_cost(folder: Path) -> None:
+    assert learn(folder).returncode == 0
+    refused(privads(folder, "report", "learned"), 2, "what it cost stands in learned/learned.json")
+
+
 def test_a_folder_that_exists_is_left_as_it_is(folder: Path) -> None:
     (folder / "learned").mkdir()
     refused(learn(folder), 2, "learned exists already", "--out")

@@ -58,13 +58,15 @@ def test_a_dry_run_says_noise_and_cost_and_reads_charges_and_writes_nothing(fold
     without_rows(folder)
     done = release(folder, options=("--dry-run",))
     assert done.returncode == 0, done.stderr
-    first, bounds, _, device, position = done.stdout.splitlines()
+    first, bounds, _, device, position, _, advice = done.stdout.splitlines()
     assert first == f"2 tables for {COST}"
     assert bounds == "of one user at most 2 rows are counted"
     assert device.startswith("by device: keys found in the log, noise std ")
     assert "shown from" in device
     assert position.startswith("by ad_position: 3 cells, noise std ")
     assert "shown" not in position
+    assert "`privads learn`" in advice
+    assert "release.values_from" in advice
     assert entries(folder) == 0
     assert not (folder / "tables").exists()
     assert release(folder).returncode == 2  # the rows cannot be read, and a dry run did not
