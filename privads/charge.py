@@ -21,7 +21,7 @@ def open_charge(
     """
     charge = Charge(
         event=mechanisms.to_json(event),
-        epsilon=epsilon,
+        epsilon=epsilon or None,  # 0: at its delta the event costs nothing, and there is nothing to state
         delta=budget.delta,
         unit=budget.unit,
         neighbors=budget.neighbors,

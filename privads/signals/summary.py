@@ -9,7 +9,6 @@ from privads.signals.query import Query
 from privads.signals.release import Release
 from privads.signals.table import NoisyTable, Terms
 
-
 FOR_READING = (
     "tables of keys found in the log are for reading: for `privads learn`, state the values (release.values), or release"
     " again with release.values_from and these tables"
