@@ -10,8 +10,8 @@ from privads.signals.release import Release
 from privads.signals.table import NoisyTable, Terms
 
 FOR_READING = (
-    "tables of keys found in the log are for reading: for `privads learn`, state the values (release.values), or release"
-    " again with release.values_from and these tables"
+    "tables of keys found in the log are for reading: for `privads learn`, state the values (release.values), or"
+    " release again with release.values_from and these tables"
 )
 """What a reader of a plan should know before the budget is spent."""
 

@@ -1,4 +1,4 @@
-"""Paying for private rows: what costs nothing at its delta is charged all the same, and refused where delta is spent."""
+"""Paying for private rows: what costs no epsilon at its delta is charged that delta, and refused where it is spent."""
 
 from pathlib import Path
 
