@@ -2,8 +2,8 @@
 
 A test is wrong about a of the outputs made without the unit, and misses b of those made with it. What is (e, d)-DP
 leaves ``b >= max(0, 1 - d - exp(e) a, exp(-e) (1 - d - a))`` (Wasserman and Zhou 2010, theorem 2.4), so the profile's
-points leave the largest of theirs. A mechanism is mu-GDP if it is nowhere worse than a Gaussian one of sensitivity mu
-and noise 1 (Dong, Roth, Su 2022).
+points leave the largest of theirs (Dong, Roth, Su 2022, section 2.4). `accounting.explain` reads the curve off the
+composed privacy losses where they are known, which is finer.
 """
 
 import math
@@ -13,17 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from dp_accounting import dp_event
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from accounting import accountant
 from accounting.budget import Neighbors
-from accounting.methods import gaussian_delta
 
 DELTAS = (1e-3, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12)
 _PARTS = 6
 """Epsilons between none and that of the first of `DELTAS` at which delta is asked for."""
 _LEAST_EPSILON = 1e-6
-_MOST_MU = 30.0
 
 
 class Point(NamedTuple):
@@ -31,13 +28,6 @@ class Point(NamedTuple):
 
     epsilon: float
     delta: float
-
-
-class GaussianFit(NamedTuple):
-    """The Gaussian mechanism of sensitivity mu and noise 1, and how far its deltas are above the mechanism's."""
-
-    mu: float
-    error: float
 
 
 def profile_points(event: dp_event.DpEvent, *, neighbors: Neighbors, grid: float | None) -> list[Point]:
@@ -75,29 +65,3 @@ def true_positive_rate(points: Sequence[Point], *, false_positive_rate: float) -
     '0.0272'
     """
     return float(1 - least_misses(points, np.array([false_positive_rate]))[0])
-
-
-def gaussian_fit(points: Sequence[Point]) -> GaussianFit | None:
-    """Returns the Gaussian mechanism with the least mu that is nowhere better than the points, and its distance.
-
-    Between the points the profile could need a little more. None where there are no points, or no finite mu is enough.
-    """
-    needed = [_mu(point) for point in points]
-    if not needed or not math.isfinite(max(needed)):
-        return None
-    mu = max(needed)
-    return GaussianFit(mu, max(0.0, *(gaussian_delta(1 / mu, point.epsilon) - point.delta for point in points)))
-
-
-def _mu(point: Point) -> float:
-    """Returns the mu at which the Gaussian mechanism has this delta at this epsilon."""
-    if gaussian_delta(1 / _MOST_MU, point.epsilon) < point.delta:
-        return math.inf
-
-    def excess(log_mu: float) -> float:
-        return gaussian_delta(math.exp(-log_mu), point.epsilon) - point.delta
-
-    low = -20.0
-    if excess(low) >= 0:
-        return math.exp(low)
-    return math.exp(brentq(excess, low, math.log(_MOST_MU), xtol=1e-10))

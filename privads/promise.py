@@ -102,8 +102,8 @@ def guarantee(
         over_steps=terms.over_steps(event_after, steps, spent, budget.delta),
         zcdp_rho=terms.zcdp_rho(event, neighbors=neighbors),
         renyi=terms.renyi_points(event, neighbors=neighbors),
-        gaussian=terms.gaussian(points),
-        detection=terms.detection(points),
+        gaussian=terms.gaussian(event, neighbors=neighbors),
+        detection=terms.detection(event, neighbors=neighbors, found=points),
         public_quantities=_PUBLIC,
         unprotected=_OF_OTHER_ROWS if budget.unit == EXAMPLE else (),
     )

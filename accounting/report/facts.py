@@ -119,8 +119,8 @@ def _term_rows(promise: Guarantee | None) -> list[Row]:
     about = f"{promise.unit}, {promise.neighbors.replace('-', '/')}, {promise.released}"
     fitted = NOT_STATED
     if fit is not None:
-        above = f"its deltas at most {round_up(fit.error)} above the run's"
-        fitted = f"mu {round_up(fit.mu)}, {above}: to compare runs by, no promise ({about})"
+        apart = f"at one share of false alarms its best test misses at most {round_up(fit.error)} less than the run's"
+        fitted = f"mu {round_up(fit.mu)}, {apart}: to compare runs by, no promise ({about})"
     orders = "; ".join(f"order {one.order:g}: at most {round_up(one.divergence)}" for one in promise.renyi)
     return [
         *(

@@ -43,8 +43,9 @@ class RenyiPoint(Record):
 
 
 class GaussianFit(Record):
-    """The Gaussian mechanism of sensitivity ``mu`` and noise 1 that is nowhere better than the run's, as far as was
-    looked: a figure to compare runs by, not a promise. ``error``: how far its deltas are above the run's at most.
+    """The Gaussian mechanism of sensitivity ``mu`` and noise 1 that loses at least as much as the run, at deltas down
+    to 1e-9: a figure to compare runs by, not a promise. ``error``: what the best tests of the two differ by at most,
+    in the share of presences that they miss at one share of false alarms.
     """
 
     mu: Amount

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from dp_accounting import dp_event
 
-from accounting import accountant, renyi, tradeoff
+from accounting import accountant, explain, renyi, tradeoff
 from accounting.accountant import Bounds
 from accounting.budget import Neighbors
 from accounting.mechanisms import UnknownEvent
@@ -47,21 +47,28 @@ def curve(found: Sequence[tradeoff.Point]) -> tuple[ProfilePoint, ...]:
     return tuple(ProfilePoint(delta=point.delta, epsilon=point.epsilon) for point in found if point.delta > 0)
 
 
-def gaussian(found: Sequence[tradeoff.Point]) -> GaussianFit | None:
-    """Returns the Gaussian mechanism that is nowhere better than the profile's points."""
-    fit = tradeoff.gaussian_fit(found)
-    return None if fit is None else GaussianFit(mu=fit.mu, error=fit.error)
+def gaussian(event: dp_event.DpEvent, *, neighbors: Neighbors) -> GaussianFit | None:
+    """Returns the Gaussian mechanism that loses at least as much; None where none does, or its losses are unknown."""
+    try:
+        fit = explain.gaussian_dp(event, neighbors=neighbors)
+    except UnknownEvent:
+        return None
+    return GaussianFit(mu=fit.mu, error=fit.fit_error) if math.isfinite(fit.mu) else None
 
 
-def detection(found: Sequence[tradeoff.Point]) -> tuple[Detection, ...]:
-    """Returns what the best test finds at few false alarms."""
-    return tuple(
-        Detection(
-            false_positive_rate=rate,
-            true_positive_rate=tradeoff.true_positive_rate(found, false_positive_rate=rate),
-        )
-        for rate in FALSE_POSITIVE_RATES
-    )
+def detection(
+    event: dp_event.DpEvent, *, neighbors: Neighbors, found: Sequence[tradeoff.Point]
+) -> tuple[Detection, ...]:
+    """Returns what the best test finds at few false alarms; by the profile's points ``found`` where nothing finer is
+    known."""
+
+    def most(rate: float) -> float:
+        try:
+            return explain.true_positive_rate(event, false_positive_rate=rate, neighbors=neighbors)
+        except UnknownEvent:
+            return tradeoff.true_positive_rate(found, false_positive_rate=rate)
+
+    return tuple(Detection(false_positive_rate=one, true_positive_rate=most(one)) for one in FALSE_POSITIVE_RATES)
 
 
 def zcdp_rho(event: dp_event.DpEvent, *, neighbors: Neighbors) -> float | None:
