@@ -6,7 +6,9 @@ many of these r guesses can be right, v, whatever the scores are and however the
 
 ``guesses`` r is fixed before the scores are seen, so that nothing is paid for choosing it. By default it is the one, of
 `SHARES` of m, with the least detectable epsilon: a function of m and the claim alone. Equal scores are put in an order
-that is fixed, public and not that in which the canaries are given.
+that is fixed, public and not that in which the canaries are given. Where guesses of both kinds rest on one score, as
+where a run diverged or never began, they are tosses of a coin, and `Audit.detectable` is that of the others. Where far
+less than half are right, the scores speak for the opposite of what they should, and nothing is detectable.
 
 Data beside the canaries may be whatever they are, fixed. Each canary's coin decides between two neighbors, so that the
 claim that is tested is that of the relation the game plays: included or not (add/remove), one label or the other
@@ -21,7 +23,9 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import bdtrc, betaincinv, expit, ndtr, ndtri
+from scipy.optimize import brentq
+from scipy.special import bdtr, bdtrc, expit, ndtr, ndtri
+from scipy.stats import binom
 
 from accounting.audit import ideal
 from accounting.audit.record import DETECTED, Audit, Flags, Floats, Method, as_coins, as_scores, check_claim
@@ -31,6 +35,9 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 _TIES = 2026
 """Seed of the public order of equal scores."""
+
+_BACKWARDS = 1e-9
+"""So few right guesses as less than one in 10^9 tosses of coins are: scores that speak for the opposite."""
 
 Rejects = Callable[[int, int, int, float, float, float], bool]
 """(canaries, guesses, correct, epsilon, delta, significance) -> whether so many right guesses contradict the claim."""
@@ -164,6 +171,12 @@ def _play(
         raise ValueError(f"guesses must be a whole number from 1 to {seen.size} canaries, got {guesses}")
     game = _game(method, seen.size, claimed_epsilon, delta, significance, guesses)
     correct = right_guesses(seen, coins, game.guesses)
+    blind, detectable = blind_guesses(seen, game.guesses), game.detectable
+    if bdtr(correct, game.guesses, 0.5) < _BACKWARDS:
+        detectable = math.inf
+    elif blind:
+        claim = claimed_epsilon, delta, significance
+        detectable = _detectable(_TESTS[method], seen.size, game.guesses, *claim, blind=blind)
     return Audit(
         method=method,
         claimed_epsilon=claimed_epsilon,
@@ -176,7 +189,7 @@ def _play(
         correct=correct,
         power=game.power,
         ceiling=game.ceiling,
-        detectable=game.detectable,
+        detectable=detectable,
     )
 
 
@@ -188,6 +201,16 @@ def right_guesses(scores: Floats, included: Flags, guesses: int) -> int:
     return int(ranked[scores.size - (guesses - low) :].sum() + low - ranked[:low].sum())
 
 
+def blind_guesses(scores: Floats, guesses: int) -> int:
+    """Returns how many rest on nothing: as many "included" as "not included" that are of one and the same score."""
+    ranked, low = np.sort(scores), guesses // 2
+    lowest, highest = ranked[: max(low, 1)], ranked[scores.size - (guesses - low) :]
+    if highest[0] > lowest[-1]:
+        return 0
+    both = int((lowest == lowest[-1]).sum()), int((highest == lowest[-1]).sum())
+    return min(guesses, 2 * min(both))
+
+
 @lru_cache(maxsize=64)
 def _game(
     method: Method, canaries: int, epsilon: float, delta: float, significance: float, guesses: int | None
@@ -196,30 +219,44 @@ def _game(
         options = sorted({max(1, round(share * canaries)) for share in SHARES})
         games = [_game(method, canaries, epsilon, delta, significance, option) for option in options]
         return min(games, key=lambda game: (game.detectable, -game.power))
-    test = _TESTS[method]
-
-    def contradicts(correct: int) -> bool:
-        return test(canaries, guesses, correct, epsilon, delta, significance)
-
-    share = guesses / canaries
+    test, share = _TESTS[method], guesses / canaries
     usual = math.floor(guesses * ideal.precision(epsilon, delta, share))
     return _Game(
         guesses=guesses,
         power=_lower(test, canaries, guesses, usual, delta, significance),
         ceiling=_lower(test, canaries, guesses, guesses, delta, significance),
-        detectable=_detectable(contradicts, guesses, delta, share),
+        detectable=_detectable(test, canaries, guesses, epsilon, delta, significance),
     )
 
 
-def _detectable(contradicts: Callable[[int], bool], guesses: int, delta: float, share: float) -> float:
-    """Returns the epsilon whose ideal canaries have so many right, about Binomial(r, p), that 95 % contradict."""
+def _detectable(
+    test: Rejects, canaries: int, guesses: int, epsilon: float, delta: float, significance: float, *, blind: int = 0
+) -> float:
+    """Returns the epsilon whose ideal canaries have so many right, about Binomial(r, p), that 95 % contradict.
+
+    Of those that are ``blind``, about Binomial(blind, 1 / 2) are right whatever epsilon is.
+    """
+
+    def contradicts(correct: int) -> bool:
+        return test(canaries, guesses, correct, epsilon, delta, significance)
+
     if not contradicts(guesses):
         return math.inf
     low, high = -1, guesses  # high contradicts, low does not
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if contradicts(middle) else (middle, high)
-    return ideal.epsilon_of_precision(float(betaincinv(high, guesses - high + 1, DETECTED)), delta, share)
+    tossed, told = np.arange(blind + 1), guesses - blind
+    chances = binom.pmf(tossed, blind, 0.5)
+
+    def missed(right: float) -> float:
+        """Returns by how much the chance of ``high`` or more falls short of 95 %."""
+        return DETECTED - float(chances @ binom.sf(high - tossed - 1, told, right))
+
+    if missed(1.0) > 0:
+        return math.inf
+    right = float(brentq(missed, 0.0, 1.0, xtol=1e-14))
+    return ideal.epsilon_of_precision(right, delta, told / canaries)
 
 
 def _lower(test: Rejects, canaries: int, guesses: int, correct: int, delta: float, significance: float) -> float:

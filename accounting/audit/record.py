@@ -36,8 +36,10 @@ class Audit:
     """The outcome of an audit of the claim that a mechanism is (``claimed_epsilon``, ``delta``)-DP.
 
     lower: with probability at least ``1 - significance`` over the audit's coins and the mechanism's, the mechanism is
-    not (e, delta)-DP for any e below it; 0 where nothing is shown. kind: "bound" where that is proven; "estimate" where
-    it rests on a shape of the scores' law, which nothing enforces.
+    not (e, delta)-DP for any e below it; 0 where nothing is shown. By "one-run f-DP" what it is not is weaker: covered
+    by the curve of a Gaussian with (e, delta). One that is (e, delta)-DP by another curve, such as randomized response,
+    is contradicted too. kind: "bound" where that is proven; "estimate" where it rests on a shape of the scores' law,
+    which nothing enforces.
 
     canaries: coins tossed: canaries of one run, runs of many, draws of outputs. guesses, correct: how many the bound
     rests on, and those that were right.
@@ -47,7 +49,8 @@ class Audit:
     law of the output is known, through that law. ceiling: ``lower`` if every guess were right: a claim from there on
     cannot be contradicted. detectable: the least true epsilon (at delta) of such canaries, or with less noise in such a
     law, whose ``lower`` is above the claim in 95 % of runs; infinite where there is none. All three follow from the
-    claim and public numbers alone; no score is in them.
+    claim and public numbers alone; no score is in them, but that ``detectable`` counts no guess that rests on none: it
+    is infinite where the scores are all the same, and where they speak for the opposite of the truth.
     """
 
     method: Method
@@ -68,7 +71,7 @@ class Audit:
         """What follows. "consistent" means "no gross fault seen", never "epsilon confirmed".
 
         - "violation": a bound is above the claim. A claim that holds is called so with probability at most
-          ``significance``.
+          ``significance``; by "one-run f-DP", a claim that a Gaussian's curve holds.
         - "inconclusive": the audit is too blunt to say anything, as even ideal canaries with `GROSS` times the claimed
           epsilon would be missed in more than one run of twenty; or an estimate, which proves nothing, is above it.
         - "consistent": neither. Faults finer than ``detectable``, or that the canaries do not meet, remain possible.

@@ -51,6 +51,8 @@ def many_runs(
     with_it, without_it = as_scores("scores_in", scores_in), as_scores("scores_out", scores_out)
     power, ceiling, detectable = _outlook(with_it.size, without_it.size, claimed_epsilon, delta, significance)
     found = _best(with_it, without_it, delta, significance)
+    if min(with_it.min(), without_it.min()) == max(with_it.max(), without_it.max()):  # scores that tell nothing
+        detectable = math.inf
     return Audit(
         method="Clopper-Pearson",
         claimed_epsilon=claimed_epsilon,

@@ -120,3 +120,11 @@ def test_what_are_no_runs_is_refused(changed: dict[str, object], message: str) -
     given = {"scores_in": [1.0], "scores_out": [0.0], "claimed_epsilon": 1.0, "delta": DELTA}
     with pytest.raises(ValueError, match=message):
         many_runs(**{**given, **changed})  # type: ignore[arg-type]
+
+
+def test_scores_that_are_all_the_same_are_no_evidence_for_the_claim() -> None:
+    """The fault: an attack that tells nothing was called consistent with the claim, as one that might have told."""
+    runs = np.zeros(1000)
+    assert many_runs(np.arange(1000), np.arange(1000), claimed_epsilon=2.0, delta=DELTA).verdict == "consistent"
+    found = many_runs(runs, runs, claimed_epsilon=2.0, delta=DELTA)
+    assert (found.verdict, found.detectable) == ("inconclusive", math.inf)
