@@ -156,6 +156,7 @@ class Watch:
     """
 
     threat_model = "sees the noised mean of every round, and knows what all but the canaries added to it"
+    blunt = False
 
     def __init__(
         self, included: NDArray[np.bool_], plan: FederatedPlan, names: Sequence[str], sends: _Sends, *, silos: int

@@ -184,7 +184,7 @@ def serve(
         split=f"training: {parties.split}",
         features=parties.features,
         resumptions=charge.resumptions,
-        evidence=None if watch is None or canaries is None else Evidence.of(watch, canaries.kind, plan, model),
+        evidence=None if watch is None or canaries is None else Evidence.of(watch, canaries, plan, model),
     )
 
 

@@ -18,7 +18,9 @@ class AuditResult(Record):
 
     ``epsilon_lower`` is at ``delta``, and holds with a confidence of ``1 - significance`` where ``kind`` is "bound"; an
     "estimate" proves nothing, and so contradicts nothing. ``power``: the figure that the same attack reaches on average
-    on a correct run of the claimed epsilon: a bound far below the claim says little where even that is far below it.
+    on a correct run of the claimed epsilon with ideal canaries, which real ones fall short of: a bound far below the
+    claim says little where even that is far below it. ``detectable``: the least true epsilon of ideal canaries that
+    contradicts the claim in 95 % of runs; None where none does, too.
     ``null_calibration``: how often the method is wrong on runs that leak nothing.
     """
 
@@ -40,6 +42,7 @@ class AuditResult(Record):
     null_calibration: Text = NOT_STATED
     verdict: AuditVerdict
     power: AmountOrNone = None
+    detectable: AmountOrNone = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:

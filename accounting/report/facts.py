@@ -49,7 +49,11 @@ def audit_rows(report: Report, audit: AuditResult) -> list[Row]:
     power = NOT_STATED
     if audit.power is not None:
         reached = audit.model_copy(update={"epsilon_lower": audit.power})
-        power = f"a correct run of the claimed epsilon shows on average {report.proved(reached)}"
+        power = f"ideal canaries show of a correct run of the claimed epsilon, on average, {report.proved(reached)}"
+    unseen = NOT_STATED
+    if audit.detectable is not None:
+        least = audit.model_copy(update={"epsilon_lower": audit.detectable})
+        unseen = f"{report.figure(least, '<=')}: in more than one run of 20 even ideal canaries do not contradict that"
     guessed = NOT_STATED if audit.guesses is None else f"{audit.correct:,} of {audit.guesses:,} correct"
     learned = "the model that is handed out has learned from them" if audit.in_model else "not in the model handed out"
     return [
@@ -57,6 +61,7 @@ def audit_rows(report: Report, audit: AuditResult) -> list[Row]:
         ("proved" if audit.kind == "bound" else "estimated", report.proved(audit)),
         ("claimed", "nothing" if report.guarantee is None else report.guarantee.phrase()),
         ("power", power),
+        ("may stay unseen", unseen),
         ("attacker", audit.threat_model),
         ("canaries", f"{audit.canaries:,}, {audit.canary_kind}: {learned}"),
         ("guesses", guessed),

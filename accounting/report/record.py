@@ -337,18 +337,22 @@ class Report(Record):
 
     def proved(self, audit: AuditResult) -> str:
         """Returns what an audit found, in the terms of the claim that it is about, and how sure that is."""
+        figure = self.figure(audit, ">=" if audit.kind == "bound" else "=")
+        if audit.kind == "estimate":
+            return f"an estimate of {figure} by {audit.method}"
+        return f"{figure} at {audit.confidence} by {audit.method}"
+
+    def figure(self, audit: AuditResult, relation: str) -> str:
+        """Returns an audit's epsilon in the terms of the claim."""
         claim = self.guarantee
-        figure = bound(
+        return bound(
             audit.epsilon_lower,
             delta=audit.delta,
             unit=audit.canary_kind if claim is None else claim.unit,
             neighbors="add-remove" if claim is None else claim.neighbors,
             released="what the attacker saw" if claim is None else claim.released,
-            relation=">=" if audit.kind == "bound" else "=",
+            relation=relation,
         )
-        if audit.kind == "estimate":
-            return f"an estimate of {figure} by {audit.method}"
-        return f"{figure} at {audit.confidence} by {audit.method}"
 
     @computed_field  # type: ignore[prop-decorator]
     @property

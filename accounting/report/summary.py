@@ -23,7 +23,7 @@ def summary(report: Report) -> str:
 
 def _audit(report: Report, audit: AuditResult) -> str:
     guessed = "" if audit.guesses is None else f"; {audit.correct} of {audit.guesses} guesses were right"
-    power = "" if audit.power is None else f", a correct run of the claim reaches {round_down(audit.power)}"
+    power = "" if audit.power is None else f", ideal canaries show {round_down(audit.power)} of a correct run"
     return f"audit: {audit.verdict}: {report.proved(audit)}{power}{guessed}"
 
 

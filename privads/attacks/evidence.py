@@ -12,7 +12,7 @@ from accounting.accountant import Bounds
 from accounting.audit import Audit, one_run
 from accounting.budget import Budget
 from accounting.report.audits import AuditResult
-from privads.attacks.canaries import Kind
+from privads.attacks.canaries import Canaries, Kind
 
 NOT_COVERED = (
     "What the audit's outcome tells beside what is released: its attacker may know the noise, or what all but the "
@@ -29,6 +29,11 @@ class Watching(Protocol):
     @property
     def threat_model(self) -> str:
         """What the attacker sees and knows."""
+        ...
+
+    @property
+    def blunt(self) -> bool:
+        """Whether its canaries are known to show far less than ideal ones: passing them says nothing of the claim."""
         ...
 
     @property
@@ -60,7 +65,8 @@ class Evidence:
     """The outcome of the game that an audit plays with canaries, before anything is concluded from it.
 
     scores: (canaries,) the higher, the more speaks for a canary's having been put in. included: (canaries,) which were.
-    epsilon, delta: the claim of the run.
+    epsilon, delta: the claim of the run. blunt: whether canaries like these show far less than ideal ones. tossed:
+    whether they were put in by fair coins; False where the coins were given.
     """
 
     kind: Kind
@@ -69,16 +75,20 @@ class Evidence:
     included: NDArray[np.bool_]
     epsilon: float
     delta: float
+    blunt: bool = False
+    tossed: bool = True
 
     @classmethod
-    def of(cls, watch: Watching, kind: Kind, plan: Claim, model: nn.Module) -> "Evidence":
+    def of(cls, watch: Watching, canaries: Canaries, plan: Claim, model: nn.Module) -> "Evidence":
         """Returns the evidence of a run that has ended with ``model``."""
         budget = plan.budget
         if budget is None:
             raise ValueError("a run without privacy makes no claim to audit")
         return cls(
-            kind=kind,
+            kind=canaries.kind,
             threat_model=watch.threat_model,
+            blunt=watch.blunt,
+            tossed=canaries.coins is None,
             scores=np.nan_to_num(watch.scores(model)),  # what is no number speaks for nothing
             included=watch.included,
             epsilon=plan.spent.upper,
@@ -91,22 +101,26 @@ class Evidence:
         return one_run(self.scores, self.included, claimed_epsilon=self.epsilon, delta=self.delta)
 
     def result(self) -> AuditResult:
-        """Returns the audit as the report holds it."""
+        """Returns the audit as the report holds it: an estimate, where coins were given, as no bound holds of those."""
         found = self.audit
+        verdict = found.verdict
+        if not self.tossed or (self.blunt and verdict == "consistent"):
+            verdict = "inconclusive"
         return AuditResult(
             method=f"{found.method} audit",
             threat_model=self.threat_model,
             canaries=found.canaries,
-            canary_kind=self.kind,
+            canary_kind=self.kind if self.tossed else f"{self.kind}, put in by coins that were given",
             in_model=True,
             guesses=found.guesses,
             correct=found.correct,
             significance=found.significance,
             delta=found.delta,
             epsilon_lower=found.lower,
-            kind=found.kind,
+            kind=found.kind if self.tossed else "estimate",
             selection_correction="none needed: one method, and the number of guesses follows from public numbers",
             null_calibration=_NULL,
-            verdict=found.verdict,
-            power=found.power,
+            verdict=verdict,
+            power=None if self.blunt else found.power,
+            detectable=None if self.blunt else found.detectable,
         )

@@ -25,6 +25,7 @@ class FinalRows:
     """
 
     threat_model = "sees the final model, and knows what all others added to every sum"
+    blunt = False
 
     def __init__(
         self,

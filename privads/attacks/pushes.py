@@ -22,6 +22,7 @@ class Pushes:
     """
 
     threat_model = "sees every noised sum, and knows what all others added to it"
+    blunt = False
 
     def __init__(
         self,

@@ -266,7 +266,7 @@ class PrivateEngine:
     def _evidence(self) -> Evidence | None:
         if self._watch is None or self.canaries is None:
             return None
-        return Evidence.of(self._watch, self.canaries.kind, self.plan, self.model)
+        return Evidence.of(self._watch, self.canaries, self.plan, self.model)
 
     def _tables_for(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> LazyTables | SelectedTables | None:
         """Returns what trains the tables, where dense noise does not."""

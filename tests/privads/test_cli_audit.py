@@ -45,7 +45,7 @@ def test_an_audited_run_prints_its_audit_beside_the_claim(folder: Path) -> None:
     claim, audit, left, _ = done.stdout.splitlines()
     assert claim.endswith("its model has learned from up to 200 planted canaries")
     assert audit.startswith(("audit: consistent: epsilon >= ", "audit: inconclusive: epsilon >= "))
-    assert "at 95 % confidence by one-run audit, a correct run of the claim reaches " in audit
+    assert "at 95 % confidence by one-run audit, ideal canaries show " in audit
     assert left.startswith("budget left: epsilon = 4.00")
     saved = json.loads((folder / "run" / "report.json").read_text())
     assert [one["canary_kind"] for one in saved["audit"]] == ["gradient"]

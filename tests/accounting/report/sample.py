@@ -110,6 +110,7 @@ AUDIT: dict[str, Any] = {
     "null_calibration": "12 of 400 runs that leak nothing were flagged",
     "verdict": "consistent",
     "power": 0.4141,
+    "detectable": 9.1137,
 }
 STATED: dict[str, Any] = {
     "covered": ["Training: 40 batches of the rows before 2026-11-15."],

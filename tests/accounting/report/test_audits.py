@@ -69,4 +69,4 @@ def test_a_bound_at_another_delta_is_not_weighed_against_the_claim() -> None:
 
 
 def test_a_terminal_reads_the_same_power_as_the_page() -> None:
-    assert "a correct run of the claim reaches 0.41;" in summary(report(audit=[audit(power=0.4171)]))
+    assert "ideal canaries show 0.41 of a correct run;" in summary(report(audit=[audit(power=0.4171)]))

@@ -41,6 +41,7 @@ def test_its_figures_are_those_of_the_json(drawn: Drawn) -> None:
         ("without sampling", f"epsilon <= {up(promise['epsilon_without_amplification'])} {own}"),
         ("proved", f"epsilon >= {down(audit['epsilon_lower'])} {own}"),
         ("power", f"epsilon >= {down(audit['power'])} {own}"),
+        ("may stay unseen", f"epsilon <= {up(audit['detectable'])} {own}"),
         ("guesses", f"{audit['correct']} of {audit['guesses']} correct"),
         ("this run", f"epsilon <= {up(budget['this_run_epsilon'])} {own}"),
         ("limit", f"epsilon = {down(budget['limit_epsilon'])} "),
