@@ -102,6 +102,13 @@ def test_the_constants_of_the_page_are_the_codes() -> None:
     assert f"proves no more than {most.lower:.2f}: a claim of 8" in PAGE
 
 
+def test_the_page_says_what_the_f_dp_form_is_expected_to_show() -> None:
+    included = np.arange(1000) % 2 == 0
+    found = audit.one_run_fdp(1.0 * included, included, claimed_epsilon=4.38, delta=DELTA)
+    assert f"Of a claim of 4.38 and 1,000 canaries the f-DP form is expected to show {found.power:.2f}." in PAGE
+    assert f"the {found.guesses} guesses of both kinds that are made here" in PAGE
+
+
 def test_the_page_names_every_method_and_every_field_that_tells_what_can_be_shown() -> None:
     for name in (*METHODS, "likelihood_ratio", "lower", "power", "ceiling", "detectable", "verdict"):
         assert f"| `{name}` |" in PAGE, name

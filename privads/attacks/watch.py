@@ -69,6 +69,11 @@ def watch_for(
     not all of them.
     """
     canaries.check(plan.budget)
+    if plan.most_units is not None and plan.population + canaries.count >= plan.most_units:
+        raise ValueError(
+            f"{canaries.count} canaries beside a population of {plan.population} may be more than most_units = "
+            f"{plan.most_units}, and units of the log be left out for them: plant fewer, or raise most_units"
+        )
     generator = entropy(insecure_seed)
     included = canaries.tossed(generator)
     tables = tables_of(model)

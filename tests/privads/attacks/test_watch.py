@@ -166,6 +166,9 @@ def test_a_run_is_refused_before_it_is_charged_where_it_cannot_be_audited(tmp_pa
         watch_for(Canaries(count=60, kind="user"), plan(), model, None, rows, few, None, insecure_seed=None)
     with pytest.raises(ValueError, match="cannot be resumed"):
         fit(model, rows, plan(), canaries=Canaries(count=60), checkpoint=Checkpoint(path=tmp_path / "working"))
+    cut = plan(epsilon=3.0, sampler="truncated-poisson", most_units=2000)
+    with pytest.raises(ValueError, match="more than most_units = 2000, and units of the log be left out"):
+        fit(model, rows, cut, canaries=Canaries(count=1600))
     twin = TrainPlan.without_privacy(population=400, unit="user", batch=40, epochs=1)
     with pytest.raises(ValueError, match="makes no claim"):
         fit(model, rows, twin, canaries=Canaries(count=60))
