@@ -81,7 +81,7 @@ class Audit:
         return "consistent" if self.detectable <= GROSS * self.claimed_epsilon else "inconclusive"
 
 
-def check_claim(claimed_epsilon: float, delta: float, significance: float, *, pure: bool = True) -> None:
+def check_claim(claimed_epsilon: float, delta: float, significance: float = 0.05, *, pure: bool = True) -> None:
     """Refuse terms that are no claim, or beyond what the arithmetic here can tell; ``pure``: whether delta may be 0."""
     check_epsilon(claimed_epsilon)
     if claimed_epsilon > _MOST_CLAIM:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from accounting.audit.record import check_claim
 from accounting.budget import Budget
 from privads.batch import Batch, Rows, joined, taken
 
@@ -53,6 +54,7 @@ class Canaries:
         """Refuse a run whose claim these canaries cannot contradict, or that makes none."""
         if budget is None:
             raise ValueError("a run without privacy makes no claim to audit: leave out the canaries")
+        check_claim(budget.epsilon, budget.delta, pure=False)
         if 2 * self.count * budget.delta > 1:
             raise ValueError(
                 f"{self.count} canaries need a delta of at most {0.5 / self.count:.3g}, and the plan's is "

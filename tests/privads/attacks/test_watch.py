@@ -3,6 +3,7 @@
 Of each fault all 20 runs on other seeds were caught: with 95 % confidence at least 86 % of its runs are.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from accounting.budget import Budget
 from benchmarks.faults.planting import Plant
 from benchmarks.faults.training_faults import (
     a_tenth_of_the_noise,
@@ -169,6 +171,9 @@ def test_a_run_is_refused_before_it_is_charged_where_it_cannot_be_audited(tmp_pa
     cut = plan(epsilon=3.0, sampler="truncated-poisson", most_units=2000)
     with pytest.raises(ValueError, match="more than most_units = 2000, and units of the log be left out"):
         fit(model, rows, cut, canaries=Canaries(count=1600))
+    faint = Budget(epsilon=10.0, delta=1e-60, unit="user")
+    with pytest.raises(ValueError, match=r"delta must be in \[1e-50, 1\), got 1e-60"):
+        fit(model, rows, replace(plan(), budget=faint), canaries=Canaries(count=60))
     twin = TrainPlan.without_privacy(population=400, unit="user", batch=40, epochs=1)
     with pytest.raises(ValueError, match="makes no claim"):
         fit(model, rows, twin, canaries=Canaries(count=60))
