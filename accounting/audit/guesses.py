@@ -97,7 +97,8 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
 
     With W ~ Binomial(r, exp(epsilon) / (1 + exp(epsilon))) and ``f(v) = P[W >= v]``:
     ``p = min(1, f(v) + 2 m delta max_{1 <= i <= v} (f(v - i) - f(v)) / i)``. It grows with epsilon if 2 m delta <= 1,
-    as each term is a mean of f(v) and f(v - i) then.
+    as each term is a mean of f(v) and f(v - i) then. It is a bound where it is at most 1/2, and no test has a larger
+    significance: beyond, a mechanism may be right more often (of 2 canaries, one guess or more, say).
     """
     tails = bdtrc(np.arange(correct - 1, -2, -1, dtype=np.float64), guesses, float(expit(epsilon)))
     tails[-1] = 1.0  # W >= 0

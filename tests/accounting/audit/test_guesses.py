@@ -14,7 +14,8 @@ from scipy.stats import binom
 from accounting.audit import Audit, one_run, one_run_fdp
 from accounting.audit.guesses import blind_guesses, p_value, rejects, rejects_gaussian, right_guesses
 from accounting.audit.ideal import gaussian_mu
-from tests.accounting.audit.games import DELTA, game, most_of
+from accounting.methods import gaussian_delta
+from tests.accounting.audit.games import DELTA, game, most_of, worst
 
 METHODS = pytest.mark.parametrize("method", [one_run, one_run_fdp])
 Method = Callable[..., Audit]
@@ -78,6 +79,32 @@ def test_no_p_value_is_below_the_chance_under_mechanisms_that_keep_the_claim(eps
             stated = p_value(canaries, canaries, correct, epsilon, delta)
             assert stated >= (1 - 1e-9) * binom.sf(correct - 1, canaries, delta + (1 - delta) * right)
             assert stated >= (1 - 1e-9) * (delta + (1 - delta) * binom.sf(correct - 1, canaries, right))
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 1.5])
+@pytest.mark.parametrize("canaries", [2, 10, 40])
+def test_no_p_value_below_one_half_is_below_the_chance_under_any_mechanism(epsilon: float, canaries: int) -> None:
+    """Exact: over all mechanisms that keep the claim. Above, where no audit rejects, the theorem's form is too low."""
+    for delta in (1e-3 / canaries, 0.1 / canaries):
+        for correct in range(1, canaries + 1):
+            stated = p_value(canaries, canaries, correct, epsilon, delta)
+            if stated <= 0.5:
+                assert stated >= (1 - 1e-7) * worst(canaries, correct, [(epsilon, delta)])
+    assert p_value(2, 2, 1, 1.5, 0.01) < worst(2, 1, [(1.5, 0.01)]) - 5e-4
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 3.0])
+def test_the_curves_test_is_that_of_the_worst_mechanism_under_the_curve(epsilon: float) -> None:
+    """All guesses right: exact, but for the curve's having 40 corners here. Fewer: it may ask for more than it need."""
+    mu = gaussian_mu(epsilon, DELTA)
+    curve = [(one, gaussian_delta(1 / mu, one)) for one in np.linspace(0, 4 * mu, 40)]
+    for canaries in (3, 10, 20):
+        most = worst(canaries, canaries, curve)
+        assert rejects_gaussian(canaries, canaries, canaries, epsilon, DELTA, most * 1.0001)
+        assert not rejects_gaussian(canaries, canaries, canaries, epsilon, DELTA, most * 0.998)
+        for correct in (canaries - 1, canaries - 2):
+            most = worst(canaries, correct, curve)
+            assert not rejects_gaussian(canaries, canaries, correct, epsilon, DELTA, most * 0.998)
 
 
 @pytest.mark.parametrize(("canaries", "guesses", "correct", "delta", "significance", "plain", "curve"), LIBRARY)
