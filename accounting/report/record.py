@@ -343,14 +343,14 @@ class Report(Record):
         return f"{figure} at {audit.confidence} by {audit.method}"
 
     def figure(self, audit: AuditResult, relation: str) -> str:
-        """Returns an audit's epsilon in the terms of the claim."""
+        """Returns an audit's epsilon in the terms of the claim, but for what its attacker saw, not what is released."""
         claim = self.guarantee
         return bound(
             audit.epsilon_lower,
             delta=audit.delta,
             unit=audit.canary_kind if claim is None else claim.unit,
             neighbors="add-remove" if claim is None else claim.neighbors,
-            released="what the attacker saw" if claim is None else claim.released,
+            released="what the attacker saw",
             relation=relation,
         )
 

@@ -14,7 +14,9 @@ VIOLATION = {"epsilon_lower": 3.4567, "verdict": "violation", "in_model": False}
 
 def test_an_audit_that_proves_more_than_the_claim_comes_first_in_the_headline() -> None:
     made = report(audit=[audit(in_model=False), audit(**VIOLATION)])
-    proved = "epsilon >= 3.45 (delta 1e-06, user, add/remove, final model) at 95 % confidence by one-run audit"
+    proved = (
+        "epsilon >= 3.45 (delta 1e-06, user, add/remove, what the attacker saw) at 95 % confidence by one-run audit"
+    )
     assert made.headline == f"VIOLATED: {CLAIM} — an audit proves {proved}"
     assert made.verdict == "violated"
 

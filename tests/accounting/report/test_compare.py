@@ -32,7 +32,11 @@ def test_two_runs_that_differ_in_nothing_but_who_they_are_do_not_differ() -> Non
             {"assumptions": [ENFORCED.model_copy(update={"status": "violated"}), CHECKED]},
             f"  {ENFORCED.text}: enforced, by {ENFORCED.by} -> violated, by {ENFORCED.by}",
         ),
-        ({"audit": [audit()]}, f"+ proved: epsilon >= 0.31 {TERMS} at 95 % confidence by one-run audit"),
+        (
+            {"audit": [audit()]},
+            "+ proved: epsilon >= 0.31 (delta 1e-06, user, add/remove, what the attacker saw) at 95 % confidence by "
+            "one-run audit",
+        ),
         ({"not_covered": ["x"]}, "+ x: not covered"),
         ({"covered": ["x."]}, "+ x: covered"),
         ({"budget": None}, "+ ledger: none was charged"),

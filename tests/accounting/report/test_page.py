@@ -34,14 +34,15 @@ def test_its_figures_are_those_of_the_json(drawn: Drawn) -> None:
     terms = f"{promise['unit']}, {promise['neighbors'].replace('-', '/')}, {promise['released']})"
     own = f"(delta {promise['delta']:.3g}, {terms}"
     claim = f"epsilon <= {up(promise['epsilon'])} {own}"
+    seen = own.replace(promise["released"], "what the attacker saw")
     expected = [
         ("claim", claim),
         ("at the claim's delta", claim),
         ("lower end", f"epsilon >= {down(promise['epsilon_lower'])} {own}"),
         ("without sampling", f"epsilon <= {up(promise['epsilon_without_amplification'])} {own}"),
-        ("proved", f"epsilon >= {down(audit['epsilon_lower'])} {own}"),
-        ("power", f"epsilon >= {down(audit['power'])} {own}"),
-        ("may stay unseen", f"epsilon <= {up(audit['detectable'])} {own}"),
+        ("proved", f"epsilon >= {down(audit['epsilon_lower'])} {seen}"),
+        ("power", f"epsilon >= {down(audit['power'])} {seen}"),
+        ("may stay unseen", f"epsilon <= {up(audit['detectable'])} {seen}"),
         ("guesses", f"{audit['correct']} of {audit['guesses']} correct"),
         ("this run", f"epsilon <= {up(budget['this_run_epsilon'])} {own}"),
         ("limit", f"epsilon = {down(budget['limit_epsilon'])} "),

@@ -135,7 +135,7 @@ def test_the_claim_is_told_once_though_its_profile_holds_it_too() -> None:
 def test_an_entry_says_what_its_claim_rests_on() -> None:
     notes = registry_entry(VARIANTS["on conditions"])["deployment"]["administrative"]["notes"]
     assert ASSERTED.text in notes
-    assert "epsilon >= 0.31 (delta 1e-06, user, add/remove, final model) at 95 % confidence" in notes
+    assert "epsilon >= 0.31 (delta 1e-06, user, add/remove, what the attacker saw) at 95 % confidence" in notes
     uses = registry_entry(FULL)["deployment"]["implementation"]["preprocessing_and_hyperparameter_tuning"]
     assert all(line in uses for line in (*FULL.covered, *FULL.not_covered))
 

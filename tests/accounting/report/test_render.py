@@ -334,7 +334,7 @@ def test_a_report_without_such_points_has_no_such_plots() -> None:
 
 def test_an_audit_is_shown_with_its_power_and_the_absence_of_one_is_said() -> None:
     made = VARIANTS["everything stated"]
-    terms = "(delta 1e-06, user, add/remove, final model)"
+    terms = "(delta 1e-06, user, add/remove, what the attacker saw)"
     for text in (markdown(made), page_of(made).text):
         assert f"epsilon >= 0.31 {terms} at 95 % confidence by one-run audit" in text
         assert (

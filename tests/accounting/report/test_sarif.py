@@ -106,7 +106,7 @@ def test_a_finding_points_to_its_line_of_the_file_as_it_is() -> None:
 
 def test_an_audit_that_contradicts_the_claim_is_said_with_both_figures() -> None:
     message = read(VARIANTS["doubtful"])["runs"][0]["results"][1]["message"]["text"]
-    assert "epsilon >= 3.50 (delta 1e-06, user, add/remove, final model) at 95 % confidence" in message
+    assert "epsilon >= 3.50 (delta 1e-06, user, add/remove, what the attacker saw) at 95 % confidence" in message
     assert "the claim is epsilon <= 2.98 (delta 1e-06, user, add/remove, final model)" in message
 
 
