@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from accounting.audit import ideal
-from accounting.audit.record import DETECTED, Audit, as_scores, check_claim
+from accounting.audit.record import BACKWARDS, DETECTED, Audit, as_scores, check_claim
 
 
 def gaussian_fit(
@@ -60,6 +60,7 @@ def gaussian_fit(
         return lower(lower(ideal.gaussian_mu(true, delta), DETECTED), 1 - significance) > claimed_mu
 
     claimed_mu = ideal.gaussian_mu(claimed_epsilon, delta)
+    backwards = lower(-gap, 1 - BACKWARDS) > 0
     return Audit(
         method="Gaussian fit",
         claimed_epsilon=claimed_epsilon,
@@ -72,5 +73,5 @@ def gaussian_fit(
         correct=right,
         power=ideal.epsilon_of_mu(lower(claimed_mu, 1 - significance), delta),
         ceiling=math.inf,
-        detectable=ideal.least_detected(detected, claimed_epsilon),
+        detectable=math.inf if backwards else ideal.least_detected(detected, claimed_epsilon),
     )

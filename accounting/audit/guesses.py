@@ -28,16 +28,13 @@ from scipy.special import bdtr, bdtrc, expit, ndtr, ndtri
 from scipy.stats import binom
 
 from accounting.audit import ideal
-from accounting.audit.record import DETECTED, Audit, Flags, Floats, Method, as_coins, as_scores, check_claim
+from accounting.audit.record import BACKWARDS, DETECTED, Audit, Flags, Floats, Method, as_coins, as_scores, check_claim
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """Shares of the canaries that may be guessed by default."""
 
 _TIES = 2026
 """Seed of the public order of equal scores."""
-
-_BACKWARDS = 1e-9
-"""So few right guesses as less than one in 10^9 tosses of coins are: scores that speak for the opposite."""
 
 Rejects = Callable[[int, int, int, float, float, float], bool]
 """(canaries, guesses, correct, epsilon, delta, significance) -> whether so many right guesses contradict the claim."""
@@ -173,7 +170,7 @@ def _play(
     game = _game(method, seen.size, claimed_epsilon, delta, significance, guesses)
     correct = right_guesses(seen, coins, game.guesses)
     blind, detectable = blind_guesses(seen, game.guesses), game.detectable
-    if bdtr(correct, game.guesses, 0.5) < _BACKWARDS:
+    if bdtr(correct, game.guesses, 0.5) < BACKWARDS:
         detectable = math.inf
     elif blind:
         claim = claimed_epsilon, delta, significance

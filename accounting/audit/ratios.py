@@ -17,7 +17,7 @@ from scipy.stats import binom
 from accounting.audit import ideal
 from accounting.audit.binomials import least, most, ratio
 from accounting.audit.laws import Laws
-from accounting.audit.record import DETECTED, Audit, Floats, as_scores, check_claim
+from accounting.audit.record import BACKWARDS, DETECTED, Audit, Floats, as_scores, check_claim
 
 
 def likelihood_ratio(
@@ -50,6 +50,9 @@ def likelihood_ratio(
     event = _event(laws, first.size, second.size, claimed_epsilon, delta, share)
     near, far = (second, first) if event.swapped else (first, second)
     right, wrong = (int(event.bins[np.searchsorted(laws.edges, outputs, side="left")].sum()) for outputs in (near, far))
+    detectable, opposite = event.detectable, _proven(wrong, right, far.size, near.size, delta, BACKWARDS)
+    if right + wrong in (0, near.size + far.size) or opposite > 0:  # other units than the laws', or inputs confused
+        detectable = math.inf
     return Audit(
         method="likelihood ratio",
         claimed_epsilon=claimed_epsilon,
@@ -62,7 +65,7 @@ def likelihood_ratio(
         correct=right,
         power=event.power,
         ceiling=_proven(near.size, 0, near.size, far.size, delta, share),
-        detectable=event.detectable,
+        detectable=detectable,
     )
 
 

@@ -26,6 +26,8 @@ GROSS = 5.0
 the claimed noise has 4.3 to 6.6 times the claimed epsilon, for claims from 0.1 to 10 and delta from 1e-7 to 1e-5."""
 DETECTED = 0.95
 """... in at least this share of its runs."""
+BACKWARDS = 1e-9
+"""Scores that speak for the opposite of the truth, more than chance would in this share of cases, show no leak."""
 _UNFAIR = 1e-9
 _MOST_CLAIM = 1e6
 _LEAST_DELTA = 1e-50
@@ -50,7 +52,7 @@ class Audit:
     cannot be contradicted. detectable: the least true epsilon (at delta) of such canaries, or with less noise in such a
     law, whose ``lower`` is above the claim in 95 % of runs; infinite where there is none. All three follow from the
     claim and public numbers alone; no score is in them, but that ``detectable`` counts no guess that rests on none: it
-    is infinite where the scores are all the same, and where they speak for the opposite of the truth.
+    is infinite where scores are all alike, or met by no event, and where they speak for the opposite of the truth.
     """
 
     method: Method

@@ -16,7 +16,7 @@ from scipy.special import bdtrc, betaincinv
 
 from accounting.audit import ideal
 from accounting.audit.binomials import least, most, ratio
-from accounting.audit.record import DETECTED, Audit, Floats, as_scores, check_claim
+from accounting.audit.record import BACKWARDS, DETECTED, Audit, Floats, as_scores, check_claim
 
 _SEED = 2026
 _GAMES = 101
@@ -51,7 +51,8 @@ def many_runs(
     with_it, without_it = as_scores("scores_in", scores_in), as_scores("scores_out", scores_out)
     power, ceiling, detectable = _outlook(with_it.size, without_it.size, claimed_epsilon, delta, significance)
     found = _best(with_it, without_it, delta, significance)
-    if min(with_it.min(), without_it.min()) == max(with_it.max(), without_it.max()):  # scores that tell nothing
+    alike = min(with_it.min(), without_it.min()) == max(with_it.max(), without_it.max())
+    if alike or _best(without_it, with_it, delta, BACKWARDS).lower > 0:  # scores that tell nothing, or the opposite
         detectable = math.inf
     return Audit(
         method="Clopper-Pearson",

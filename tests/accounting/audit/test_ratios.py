@@ -151,8 +151,9 @@ def test_pure_mechanisms_are_bounded_within_a_tenth_of_their_epsilon() -> None:
 
 def test_what_was_known_before_does_not_depend_on_the_outputs() -> None:
     fair = laws.randomized_response(randomize_probability=0.5, categories=2)
-    zeros, ones = np.zeros(1000), np.ones(1000)
-    told, mixed = (likelihood_ratio(zeros, each, fair, claimed_epsilon=1.1, delta=0.0) for each in (ones, zeros))
+    zeros, ones, both = np.zeros(1000), np.ones(1000), np.arange(1000) % 2
+    told = likelihood_ratio(zeros, ones, fair, claimed_epsilon=1.1, delta=0.0)
+    mixed = likelihood_ratio(both, both, fair, claimed_epsilon=1.1, delta=0.0)
     assert told.lower > mixed.lower == 0.0
     assert told.ceiling == mixed.ceiling == told.lower
     assert (told.power, told.detectable) == (mixed.power, mixed.detectable)
@@ -163,6 +164,16 @@ def test_a_law_that_tells_nothing_is_inconclusive() -> None:
     found = likelihood_ratio([0, 1] * 50, [0, 1] * 50, blind, claimed_epsilon=1.0, delta=0.0)
     assert found.verdict == "inconclusive"
     assert (found.lower, found.power) == (0.0, 0.0)
+
+
+def test_outputs_in_other_units_and_inputs_the_wrong_way_round_are_no_evidence_for_the_claim() -> None:
+    """The fault: outputs without noise were called consistent with a claim of 1 where they were given so."""
+    law, clear = laws.laplace(scale=1.0, shift=1.0), (np.zeros(1000), np.ones(1000))
+    terms = {"claimed_epsilon": 1.01, "delta": 0.0}
+    assert likelihood_ratio(*clear, law, **terms).verdict == "violation"
+    for given in ((16 + 16 * clear[0], 16 + 16 * clear[1]), clear[::-1]):
+        found = likelihood_ratio(*given, law, **terms)
+        assert (found.verdict, found.detectable) == ("inconclusive", math.inf)
 
 
 @pytest.mark.parametrize(

@@ -128,3 +128,10 @@ def test_scores_that_are_all_the_same_are_no_evidence_for_the_claim() -> None:
     assert many_runs(np.arange(1000), np.arange(1000), claimed_epsilon=2.0, delta=DELTA).verdict == "consistent"
     found = many_runs(runs, runs, claimed_epsilon=2.0, delta=DELTA)
     assert (found.verdict, found.detectable) == ("inconclusive", math.inf)
+
+
+def test_scores_that_speak_for_the_opposite_are_no_evidence_for_the_claim() -> None:
+    """The fault: runs that are told apart by each score, the wrong way round, were called consistent."""
+    scores = np.arange(2000)
+    assert many_runs(scores[1000:], scores[:1000], claimed_epsilon=2.0, delta=DELTA).verdict == "violation"
+    assert many_runs(scores[:1000], scores[1000:], claimed_epsilon=2.0, delta=DELTA).verdict == "inconclusive"
