@@ -307,13 +307,18 @@ class Report(Record):
         return "conditional" if self.with_status("asserted") or not self.assumptions else "private"
 
     @property
+    def planted(self) -> int:
+        """How many canaries its model has learned from at most, beside those of the runs that it goes on from."""
+        return max((one.canaries for one in self.audit if one.in_model), default=0)
+
+    @property
     def headline_parts(self) -> Headline:
         """The headline before it is joined to one line."""
         about = [f"goes on from run {one.run}, which is not counted here" for one in self.run.started_from[:1]]
         if self.data.features is not None:
             about.append(f"its features by themselves: {self.data.features}")
         about += [f"its metrics by themselves: {one}" for one in dict.fromkeys(t.release for t in self.metrics) if one]
-        planted = max((one.canaries for one in self.audit if one.in_model), default=0)
+        planted = self.planted + sum(one.canaries for one in self.run.started_from)
         if planted:
             about.append(f"its model has learned from up to {planted:,} planted canaries")
         if self.data.public:

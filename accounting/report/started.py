@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import model_validator
 
 from accounting.budget import Neighbors
-from accounting.report.fields import Amount, Delta, Record, Text, Verdict
+from accounting.report.fields import Amount, Count, Delta, Record, Text, Verdict
 from accounting.report.phrase import NOT_STATED, bound
 
 
@@ -14,6 +14,7 @@ class StartedFrom(Record):
 
     ``epsilon``, ``delta``, ``unit``, ``neighbors``: None for a run without privacy. ``entry``, ``head``: of the ledger
     that it was charged to; ``same_ledger``: it is the ledger of the run that went on, and it holds that entry.
+    ``canaries``: at most so many were planted in it for an audit.
     """
 
     run: Text
@@ -27,6 +28,7 @@ class StartedFrom(Record):
     entry: Text | None = None
     head: Text | None = None
     same_ledger: bool = False
+    canaries: Count = 0
 
     @model_validator(mode="after")
     def _whole_or_none(self) -> Self:

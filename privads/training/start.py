@@ -154,7 +154,12 @@ def _runs_in(report: Report) -> tuple[StartedFrom, ...]:
         terms |= {"epsilon": budget.this_run_epsilon, "entry": budget.entry, "head": budget.head}
         terms["delta"] = promise.delta if budget.this_run_delta is None else budget.this_run_delta
     latest = StartedFrom(
-        run=report.run.id, dataset=report.data.dataset, public=report.data.public, verdict=report.verdict, **terms
+        run=report.run.id,
+        dataset=report.data.dataset,
+        public=report.data.public,
+        verdict=report.verdict,
+        canaries=report.planted,
+        **terms,
     )
     return (latest, *report.run.started_from)
 

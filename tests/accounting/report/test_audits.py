@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from accounting.report.summary import summary
-from tests.accounting.report.sample import audit, data, guarantee, report
+from tests.accounting.report.sample import audit, data, guarantee, report, run, started_from
 
 CLAIM = "epsilon <= 2.98 (delta 1e-06, user, add/remove, final model)"
 VIOLATION = {"epsilon_lower": 3.4567, "verdict": "violation", "in_model": False}
@@ -27,7 +27,11 @@ def test_an_audit_that_proves_less_leaves_the_headline() -> None:
 
 
 def test_the_headline_says_that_the_model_has_learned_from_canaries() -> None:
-    assert report(audit=[audit()]).headline == f"{CLAIM} — its model has learned from up to 1,000 planted canaries"
+    learned = "its model has learned from up to"
+    assert report(audit=[audit()]).headline == f"{CLAIM} — {learned} 1,000 planted canaries"
+    earlier = run(started_from=[started_from(canaries=300), started_from(canaries=20)])
+    assert report(run=earlier).headline.endswith(f" — {learned} 320 planted canaries")
+    assert report(run=earlier, audit=[audit()]).headline.endswith(f" — {learned} 1,320 planted canaries")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from accounting.ledger import Ledger
 from accounting.report.record import Report
 from accounting.report.render import markdown
 from accounting.report.started import StartedFrom
+from privads.attacks.canaries import Canaries
 from privads.batch import Batch
 from privads.config import ConfigError
 from privads.logs.logs import Logs
@@ -109,6 +110,14 @@ def test_the_report_names_the_earlier_run_what_it_cost_and_where(log: Logs, ledg
     assert f"goes on from run {first.id}, which is not counted here" in report.headline
     assert f"started from | run {first.id}" in markdown(report)
     assert Report.from_json(report.to_json()) == report
+
+
+def test_the_report_names_the_canaries_that_the_earlier_run_was_audited_with(log: Logs, ledger: Ledger) -> None:
+    """The fault: a model that went on from an audited run had learned from its canaries, and did not say so."""
+    audited = fit(Logistic(log.schema), log, PLAN, ledger=ledger, canaries=Canaries(count=60, kind="user"))
+    report = fit(Logistic(log.schema), log, PLAN, ledger=ledger, start=audited).report()
+    assert report.audit == ()
+    assert "its model has learned from up to 60 planted canaries" in report.headline
 
 
 def test_a_report_of_new_weights_names_no_run(first: Run) -> None:
