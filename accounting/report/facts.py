@@ -49,7 +49,10 @@ def audit_rows(report: Report, audit: AuditResult) -> list[Row]:
     power = NOT_STATED
     if audit.power is not None:
         reached = audit.model_copy(update={"epsilon_lower": audit.power})
-        power = f"ideal canaries show of a correct run of the claimed epsilon, on average, {report.proved(reached)}"
+        power = (
+            "of a correct run of the claimed epsilon ideal canaries, each seen alone through one Gaussian, show on "
+            f"average {report.proved(reached)}; real ones show less"
+        )
     unseen = NOT_STATED
     if audit.detectable is not None:
         least = audit.model_copy(update={"epsilon_lower": audit.detectable})

@@ -337,9 +337,8 @@ def test_an_audit_is_shown_with_its_power_and_the_absence_of_one_is_said() -> No
     terms = "(delta 1e-06, user, add/remove, what the attacker saw)"
     for text in (markdown(made), page_of(made).text):
         assert f"epsilon >= 0.31 {terms} at 95 % confidence by one-run audit" in text
-        assert (
-            f"ideal canaries show of a correct run of the claimed epsilon, on average, epsilon >= 0.41 {terms}" in text
-        )
+        assert f"each seen alone through one Gaussian, show on average epsilon >= 0.41 {terms}" in text
+        assert "real ones show less" in text
         assert f"epsilon <= 9.12 {terms}: in more than one run of 20 even ideal canaries do not" in text
         assert "252 of 400 correct" in text
         assert "1,000, gradient: the model that is handed out has learned from them" in text
