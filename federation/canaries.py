@@ -156,7 +156,6 @@ class Watch:
     """
 
     threat_model = "sees the noised mean of every round, and knows what all but the canaries added to it"
-    blunt = False
 
     def __init__(
         self, included: NDArray[np.bool_], plan: FederatedPlan, names: Sequence[str], sends: _Sends, *, silos: int
@@ -204,6 +203,11 @@ class Watch:
         total = along(watched, self._sends.directions, len(self.included)) * self._plan.cohort
         self._ratios.add((total - self._others) / clip_norm, self._sends.amplitudes(clip_norm))
         self._others, self._round, self._begun = np.zeros_like(self._others), self._round + 1, False
+
+    @property
+    def blunt(self) -> bool:
+        """Whether what canaries send is short beside the clip norm."""
+        return self._ratios.blunt
 
     def scores(self, model: nn.Module) -> NDArray[np.float64]:
         """Returns the sums of the log-likelihood ratios."""

@@ -14,6 +14,9 @@ from privads.attacks.directions import Directions
 PRIOR_DRAWS = 20
 """The plan's noise counts as so many observations when the noise of a parameter is estimated."""
 
+LEAST_REACH = 0.5
+"""Clip norms that canaries must add on average: of less, little is seen beside the noise, and nothing of clipping."""
+
 
 class Sampled(Protocol):
     """What a plan says of one unit in one step."""
@@ -54,6 +57,7 @@ class Ratios:
         self._observed = np.bincount(self._parameter, minlength=len(directions))
         self._squares = np.full(len(directions), PRIOR_DRAWS * plan.noise_multiplier**2)
         self._observations = np.full(len(directions), float(PRIOR_DRAWS))
+        self._reach, self._steps = 0.0, 0
         self._drawn = np.arange(plan.records + 1)[:, None, None]
         self._log_chance = binom.logpmf(self._drawn, plan.records, plan.sampling_rate)  # (records + 1, 1, 1)
 
@@ -63,7 +67,14 @@ class Ratios:
         self._observations += self._observed
         variance = np.maximum(self._squares / self._observations, 1e-12)[self._parameter]
         added = self._drawn * amplitudes
+        self._reach += float(np.mean(np.max(np.minimum(np.atleast_2d(amplitudes), 1.0), axis=0)))
+        self._steps += 1
         self._totals += logsumexp(added * (seen - added / 2) / variance + self._log_chance, axis=0)
+
+    @property
+    def blunt(self) -> bool:
+        """Whether canaries that were drawn added less than `LEAST_REACH`, over all steps so far."""
+        return self._reach < LEAST_REACH * self._steps
 
     @property
     def total(self) -> NDArray[np.float64]:

@@ -44,7 +44,6 @@ class WatchedUsers:
     """
 
     threat_model = "sees every noised sum, and knows what all but the canaries added to it"
-    blunt = False
 
     def __init__(
         self,
@@ -104,6 +103,11 @@ class WatchedUsers:
         seen = along(noised, self._directions, len(self.included)) - self._others
         amplitudes = np.minimum(np.array(CAPS)[:, None], self._lengths / self._clip_norm)
         self._ratios.add(seen / self._clip_norm, amplitudes)
+
+    @property
+    def blunt(self) -> bool:
+        """Whether canaries' gradients are short beside the clip norm."""
+        return self._ratios.blunt
 
     def scores(self, model: nn.Module) -> NDArray[np.float64]:
         """Returns the sums of the log-likelihood ratios."""

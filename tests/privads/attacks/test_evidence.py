@@ -3,17 +3,21 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.faults.training_faults import noise_forgotten
+from federation.server import federate
+from federation.task import Task
 from privads.attacks.canaries import Canaries, Kind
 from privads.attacks.evidence import Evidence
 from privads.attacks.watch import watch_for
 from privads.models import Logistic, losses
 from privads.training.engine import PrivateEngine
+from tests.federation.helpers import calibrated
 from tests.privads.attacks.helpers import audited, log, plan
 
 
@@ -61,6 +65,26 @@ def test_passing_users_in_the_final_model_says_nothing_of_the_claim(
     chosen = plan(steps=20, table_noise=table_noise, averaging=0.0)
     (found,) = audited(log(tmp_path), chosen, kind="user", count=1000).report().audit
     assert (found.verdict, found.power, found.detectable) == ("inconclusive", None, None)
+
+
+@pytest.mark.parametrize("federated", [False, True])
+def test_users_whose_gradients_are_short_beside_the_clip_norm_say_nothing_of_the_claim(
+    tmp_path: Path, federated: bool
+) -> None:
+    """The fault: a clip norm of 100, and the noise to it, hid canaries of length 3, and the run was called consistent
+    even with a tenth of the noise.
+    """
+    rows = log(tmp_path)
+    for clip_norm, blunt in ((0.8, False), (100.0, True)):
+        if federated:
+            chosen = calibrated(epsilon=1.0, rounds=10, clip_norm=clip_norm)
+            task = Task(model=Logistic(rows.schema), local_learning_rate=8.0)
+            run: Any = federate(task, rows, chosen, canaries=Canaries(count=1000, kind="user"))
+        else:
+            run = audited(rows, plan(steps=20, clip_norm=clip_norm), kind="user", count=1000)
+        (found,) = run.report().audit
+        assert run.evidence.audit.verdict == "consistent"
+        assert (found.verdict, found.power is None) == ("inconclusive" if blunt else "consistent", blunt)
 
 
 def test_what_blunt_canaries_prove_is_proved() -> None:
