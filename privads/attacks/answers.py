@@ -4,6 +4,7 @@ Nothing private is read: the rows are made here, and the plan's own code answers
 label under neighbors `replace-label`, so that each canary's coin is its label, and not whether it is there.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,16 +21,32 @@ from privads.signals.randomized_labels import LabelRelease
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnswerEvidence:
-    """What answers showed. scores: (canaries,) what speaks for "yes". labels: (canaries,) what was answered of."""
+    """What answers showed. scores: (canaries,) what speaks for "yes". labels: (canaries,) what was answered of.
+
+    states: that an answer may name, of which only two are asked for.
+    """
 
     scores: NDArray[np.float64]
     labels: NDArray[np.bool_]
     epsilon: float
+    states: int = 2
+
+    @property
+    def guesses(self) -> int:
+        """How many canaries are guessed, from public numbers alone: those whose answer names one of the two states.
+
+        It does so with chance ``(exp(epsilon) + 1) / (exp(epsilon) + states - 1)``, either state with half of that; of
+        their numbers, two standard deviations less. A canary with another answer could only be guessed blindly.
+        """
+        either = (math.exp(-self.epsilon) + 1) / (1 + (self.states - 1) * math.exp(-self.epsilon)) / 2
+        canaries = len(self.scores)
+        each = canaries * either - 2 * math.sqrt(canaries * either * (1 - either))
+        return 2 * max(1, math.floor(each))
 
     @cached_property
     def audit(self) -> Audit:
         """The one-run audit of the claim at delta 0, with 95 % confidence."""
-        return one_run(self.scores, self.labels, claimed_epsilon=self.epsilon, delta=0.0)
+        return one_run(self.scores, self.labels, claimed_epsilon=self.epsilon, delta=0.0, guesses=self.guesses)
 
 
 def guesses(answers: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -47,7 +64,9 @@ def audit_answers(release: LabelRelease, *, canaries: int = 1000, insecure_seed:
     """
     labels = Canaries(count=canaries).tossed(entropy(insecure_seed))
     answers = release.answers(_made_up(release, labels), Randomness(insecure_seed=insecure_seed))
-    return AnswerEvidence(scores=guesses(answers), labels=labels, epsilon=release.budget.epsilon)
+    return AnswerEvidence(
+        scores=guesses(answers), labels=labels, epsilon=release.budget.epsilon, states=release.reports.states
+    )
 
 
 def _made_up(release: LabelRelease, labels: NDArray[np.bool_]) -> Batch:

@@ -56,5 +56,19 @@ def test_answers_that_are_flipped_too_seldom_are_caught(monkeypatch: pytest.Monk
     assert found(1.0).audit.verdict == "violation"
 
 
+@pytest.mark.parametrize(("windows", "epsilon"), [(1, 1.0), (3, 1.0), (7, 1.0), (7, 3.0), (15, 3.0)])
+def test_of_many_windows_as_much_is_seen_as_of_one(windows: int, epsilon: float) -> None:
+    """The fault: canaries whose answer names another window were guessed blindly, so that of 8 states 0.35 was proved
+    where the power said 0.88. A right test accuses 4 or more of 10 with probability 0.001, and the seeds are fixed.
+    """
+    ends = tuple(24.0 * (number + 1) / windows for number in range(windows))
+    made = release(epsilon, waiting(), ends_hours=ends)
+    audits = [audit_answers(made, canaries=2000, insecure_seed=seed).audit for seed in range(10)]
+    assert sum(one.verdict == "violation" for one in audits) <= 3
+    assert all(one.verdict != "inconclusive" for one in audits)
+    assert np.mean([one.lower for one in audits]) > 0.85 * audits[0].power
+    assert all(one.detectable < 1.5 * epsilon for one in audits)
+
+
 def test_a_window_is_guessed_by_the_answer_that_names_it() -> None:
     assert guesses(np.array([0, 1, 2, 3])).tolist() == [-1.0, 1.0, 0.0, 0.0]
