@@ -267,11 +267,11 @@ def real_figures(folder: Path, *, seeds: int = SEEDS) -> Iterator[Figure]:
 
 
 def log_figures(name: str, log: Split, *, seeds: int = SEEDS) -> Iterator[Figure]:
-    """Yields the share on a real log at epsilon 5, of columns only and with all pairs, over seeds of the noise."""
-    best = granular(log)
+    """Yields the share on a real log, of columns only at epsilon 5 and with all pairs, over seeds of the noise."""
+    best, every = granular(log), all_pairs(log)
     yield Figure(name=f"from_tables_granular_{name}", value=best, unit="normalized log-likelihood")
-    for kind, pairs in (("columns", []), ("all_pairs", all_pairs(log))):
-        shares = [worth(log, best, pairs, epsilon=5.0, seed=seed).share for seed in range(seeds)]
+    for kind, pairs, epsilon in (("columns", [], 5.0), ("all_pairs", every, 5.0), ("all_pairs_epsilon_1", every, 1.0)):
+        shares = [worth(log, best, pairs, epsilon=epsilon, seed=seed).share for seed in range(seeds)]
         yield from _spread(f"from_tables_share_{name}_{kind}", shares)
 
 
