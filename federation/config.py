@@ -51,4 +51,4 @@ class _Around(BaseModel):
 
 def federation_table(config: RunConfig, *, source: Path) -> FederationTable:
     """Returns the table of a job; raises `ConfigError` naming the key, and the nearest known one."""
-    return parse_model(_Around, {"federation": config.federation}, source=str(source)).federation
+    return parse_model(_Around, {"federation": config.federation or {}}, source=str(source)).federation

@@ -309,7 +309,7 @@ class RunConfig(_Table):
     release: ReleaseTable | None = None
     learn: LearnTable | None = None
     attribution: AttributionTable | None = None
-    federation: dict[str, Any] = {}
+    federation: dict[str, Any] | None = None
     ledger: LedgerTable | None = None
     audit: AuditTable | None = None
     report: ReportTable | None = None

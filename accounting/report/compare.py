@@ -15,7 +15,7 @@ _OWN = {"run", "created", "time taken", "ledger entry", "ledger head"}
 """Rows that differ between any two runs; which runs they are stands above the differences."""
 
 _OWN_PATHS = ("headline", "run.id", "run.created_at", "run.seconds", "budget.entry", "budget.head")
-_DRAWN = ("guarantee.curve", "guarantee.over_steps")
+_DRAWN, _DRAWN_BLOCK = ("guarantee.curve", "guarantee.over_steps"), "Epsilon over steps"
 """Points of plots: what they are drawn from is compared."""
 
 _KEYS = ("text", "task", "method", "delta", "order", "false_positive_rate", "who", "run")
@@ -92,7 +92,7 @@ def _said(report: Report) -> dict[tuple[str, str], str]:
     found |= {("Assumptions", one.text): f"{one.status}, by {one.by}" for one in report.assumptions}
     blocks: list[tuple[str, list[Row]]] = [
         *((f"Audit: {one.method}", audit_rows(report, one)) for one in report.audit),
-        *facts(report).items(),
+        *((block, rows) for block, rows in facts(report).items() if block != _DRAWN_BLOCK),
         *((f"Metrics: {name(task)}", [_about(report, task), *scores(task)]) for task in report.metrics),
         *((f"Metrics: {task.task}", value_scores(task)) for task in report.values),
     ]

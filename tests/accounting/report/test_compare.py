@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from accounting.report.compare import changes, differences, in_words, verdict
+from accounting.report.guarantee import AfterSteps
 from accounting.report.record import Report
 from tests.accounting.report import sample
 from tests.accounting.report.sample import ASSERTED, CHECKED, ENFORCED, audit, data, guarantee, report, run
@@ -56,6 +57,12 @@ def test_a_change_is_said_in_words_and_found_in_the_json(blocks: dict[str, Any],
     (block,) = blocks
     assert found
     assert all(one.path.startswith(block) for one in found)
+
+
+def test_points_of_a_plot_are_not_compared_one_by_one() -> None:
+    before = guarantee(over_steps=[AfterSteps(steps=10, epsilon=1.9), AfterSteps(steps=40, epsilon=2.9714)])
+    after = guarantee(over_steps=[AfterSteps(steps=20, epsilon=2.3), AfterSteps(steps=40, epsilon=2.9714)])
+    assert changes(report(guarantee=before), report(guarantee=after)) == []
 
 
 def test_every_figure_that_differs_is_among_the_differences() -> None:
