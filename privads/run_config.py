@@ -285,7 +285,7 @@ class RunTable(_Table):
 
     out: str | None = None
     start: str | None = None
-    checkpoint: str | None = None
+    checkpoint: str | None = Field(default=None, min_length=1)
     checkpoint_every: int | None = Field(default=None, gt=0)
     seed: int = 0
     insecure_seed: int | None = None
