@@ -20,9 +20,6 @@ from accounting.budget import EXAMPLE, PrivacyUnit
 from privads.config import ConfigError, nearest_name, parse_model
 from privads.logs.labels import DelayedLabel, Facts, Label, ValueLabel
 
-MISSING_BUCKETS = 1
-"""Each categorical field has one bucket of its own for a missing value: number 0."""
-
 EPOCH_SECONDS = "epoch-seconds"
 """The time format of a column that counts seconds, from 1970 or from the start of the log."""
 
