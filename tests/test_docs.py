@@ -16,6 +16,7 @@ from privads.models import MODELS
 from privads.run_config import (
     DEFAULT_MODEL,
     AttributionTable,
+    AuditTable,
     DataTable,
     EvaluationTable,
     FeaturesTable,
@@ -45,6 +46,7 @@ def test_the_page_names_every_key_of_a_run_file() -> None:
         "features": FeaturesTable,
         "evaluation": EvaluationTable,
         "attribution": AttributionTable,
+        "audit": AuditTable,
         "release": ReleaseTable,
         "learn": LearnTable,
         "federation": FederationTable,
