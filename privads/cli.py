@@ -188,7 +188,7 @@ def _print_run(report: "Report", out: Path, *, as_json: bool) -> None:
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder, or one that the verb learn wrote.")],
     logs: Annotated[str, typer.Argument(help="The rows to score: a file, folder or pattern; labels are not needed.")],
-    out: Annotated[Path, typer.Option(help="The Parquet file to write: one row of probabilities for each row.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write: one row of predictions for each row.")],
 ) -> None:
     """Score a log with the model of a folder, row by row, in the log's order."""
     from privads.signals.scoring import is_learned, score_log

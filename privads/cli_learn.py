@@ -17,7 +17,7 @@ def learn(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Learn a model from noisy tables that were released; nothing more is charged, for nothing private is read.
+    """Learn a model from noisy tables that were released; nothing more is charged.
 
     By default no row is read. With learn.features the rows' features are read as they are: with "unprotected" the
     model protects labels only, with "public" you say that features need no protection. learn.sample draws a synthetic

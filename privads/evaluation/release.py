@@ -1,7 +1,7 @@
 """Metrics of a model on private rows, released with privacy: readings of noisy tables of score by label.
 
 A release counts, for each of T tasks, the rows by bin of the score and label, and once more by each of S columns of
-segments. These T (1 + S) tables are one `Release` of `privads.signals.table`: it bounds each unit to m = rows_per_unit
+segments. These T (1 + S) tables are one `privads.signals.release.Release`: it bounds each unit to m = rows_per_unit
 rows, charges the ledger, reads, and adds N(0, (z m)²) to every cell, z for all tables together. What is said here is
 read from them, and costs nothing more.
 
