@@ -37,7 +37,10 @@ def init(
     neighbors: Annotated[str, typer.Option(help="add-remove, replace or replace-label.")] = "add-remove",
     also: Annotated[
         list[str] | None,
-        typer.Option(help="A second limit that every run is charged to: unit=user-day,epsilon=1,delta=1e-7."),
+        typer.Option(
+            help="A second limit that every run is charged to: unit=user-day,epsilon=1,delta=1e-7. With "
+            "neighbors=replace-label it is of labels alone, and nothing else is charged to it."
+        ),
     ] = None,
     rule: Annotated[str, typer.Option(help="How runs add up: basic (few runs), zcdp or rdp (many).")] = "basic",
     order: Annotated[float | None, typer.Option(help="The Rényi order of rule rdp; computed if left out.")] = None,
