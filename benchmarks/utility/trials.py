@@ -23,6 +23,7 @@ from privads.job import make_plan, open_logs
 from privads.logs.logs import Logs
 from privads.models import build
 from privads.run_config import PlanTable, RunConfig
+from privads.training.defaults import default_optimizer, steepness_of
 from privads.training.plan import TrainPlan
 from privads.training.run import RELEASED, settings_of
 
@@ -72,7 +73,7 @@ class Held:
 class Trial:
     """A finished run: what it was, what it cost, and its metrics by label.
 
-    made_of: names rows, split, plan, model and version; a trial that was made of anything else is another one.
+    made_of: names rows, split, plan, model, step and version; a trial that was made of anything else is another one.
     """
 
     dataset: str
@@ -116,13 +117,14 @@ def trials(
     held = {task: Held.of(test, task) for task in train.schema.tasks}
     facts = {task: one.facts for task, one in held.items()}
     plans = {epsilon: make_plan(at_epsilon(config.plan, epsilon), train.schema) for epsilon in epsilons}
+    steep = {epsilon: steepness_of(train, plan) for epsilon, plan in plans.items()}
     seeds = range(max(runs.values(), default=0))
     wanted = [(seed, epsilon, model) for seed in seeds for epsilon in epsilons for model in runs if seed < runs[model]]
     found = []
     for seed, epsilon, model in track(wanted, description=dataset, console=log):
         plan = plans[epsilon]
         network = _network(model, train, seed)
-        made_of = _fingerprint(train, network, plan)
+        made_of = _fingerprint(train, network, plan, default_optimizer(network, plan, steepness=steep[epsilon]))
         if (made_of, seed) not in kept.found:
             run = privads.fit(network, train, plan)
             scores = run.predict(test)
@@ -159,9 +161,10 @@ def _network(model: str, train: Logs, seed: int) -> torch.nn.Module:
         return build(model, train.schema)
 
 
-def _fingerprint(train: Logs, network: torch.nn.Module, plan: TrainPlan) -> str:
+def _fingerprint(train: Logs, network: torch.nn.Module, plan: TrainPlan, optimizer: torch.optim.Optimizer) -> str:
     model = type(network).__name__, settings_of(network)
-    made_of = repr((version("privads"), train.schema.sha256, train.split_text, model, plan))
+    step = type(optimizer).__name__, [group["lr"] for group in optimizer.param_groups]  # defaults, and may change
+    made_of = repr((version("privads"), train.schema.sha256, train.split_text, model, plan, step))
     return hashlib.sha256(made_of.encode()).hexdigest()[:32]
 
 

@@ -22,6 +22,7 @@ from benchmarks.utility.results import distances, figures, results, tables
 from benchmarks.utility.trials import Trial, trials
 from privads.logs.logs import Logs
 from privads.models import MODELS, build
+from privads.training import defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -168,6 +169,14 @@ def test_a_trial_of_another_plan_is_another_trial(tmp_path: Path) -> None:
     other = measured(tmp_path, kept=Kept(Trial, file), epochs=2.0)
     assert not {one.key for one in first} & {one.key for one in other}
     assert len(file.read_text().splitlines()) == 4
+
+
+def test_a_trial_of_another_default_step_is_another_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "trials.jsonl"
+    first = measured(tmp_path, kept=Kept(Trial, file))
+    monkeypatch.setattr(defaults, "STABLE_STEP", 0.5)
+    other = measured(tmp_path, kept=Kept(Trial, file))
+    assert not {one.key for one in first} & {one.key for one in other}
 
 
 def test_a_line_cut_off_by_a_kill_is_run_again_and_spoils_no_other(tmp_path: Path) -> None:
