@@ -1,10 +1,12 @@
 """What benchmarks share: figures, intervals over seeds, the machine, and the JSON line that ends their output."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +22,7 @@ from scipy import stats
 LEVEL = 0.95
 PACKAGES = ("dp-accounting", "numpy", "opacus", "privads", "torch")
 _DECIMALS = 6
+_NUMBER = re.compile(r"\d+\.\d+(?:e[-+]?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,15 @@ def announced(figures: Iterable[Figure]) -> list[Figure]:
         found.append(figure)
         log.print(f"{figure.name}: {figure.value:.6g} {figure.unit}")
     return found
+
+
+def name_of(*facts: Any) -> str:
+    """Returns 32 digits that name what a trial was made of: privads' version, and ``facts`` as they are printed.
+
+    Numbers count to nine digits: the last ones of a calibrated noise depend on how many threads calibrated it.
+    """
+    said = _NUMBER.sub(lambda found: f"{float(found[0]):.9g}", repr((version("privads"), *facts)))
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
 class Keyed(Protocol):

@@ -10,11 +10,9 @@ had no part in it. The seed of a trial chooses what is held out and the initial 
 """
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
 
@@ -24,11 +22,12 @@ import torch
 import privads
 from accounting.budget import Budget
 from benchmarks.federated.recommending import ALIBABA, PINTEREST, Choices, Pairs, Preference, popularity, ranking, read
-from benchmarks.harness import Figure, Kept, Spread
+from benchmarks.harness import Figure, Kept, Spread, name_of
 from federation.plan import FederatedPlan
 from federation.server import federate
 from federation.task import Task
 from privads.logs.logs import Logs
+from privads.training.defaults import sgd_step
 from privads.training.plan import TrainPlan
 
 Way = Literal["federated", "central", "central_defaults"]
@@ -69,7 +68,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One trained model. made_of: names data, setting, plan and version: of anything else it is another trial."""
+    """One trained model. made_of: names data, setting, plan, step and version: of another it is another trial."""
 
     dataset: str
     way: str
@@ -252,5 +251,5 @@ def _trained(way: Way, rows: Pairs, setting: Setting, plan: FederatedPlan, seed:
 
 
 def _fingerprint(choices: Choices, setting: Setting, plan: FederatedPlan) -> str:
-    made_of = repr((version("privads"), choices.name, len(choices.users), setting, plan))
-    return hashlib.sha256(made_of.encode()).hexdigest()[:32]
+    step = sgd_step(_as_central(plan, averaging=None))  # that of ``central_defaults``, which may change
+    return name_of(choices.name, len(choices.users), setting, plan, step)

@@ -3,10 +3,8 @@
 Every run takes the library's defaults. The seed chooses the initial weights; batches and noise come from OS entropy.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 import privads
-from benchmarks.harness import Kept
+from benchmarks.harness import Kept, name_of
 from benchmarks.utility.datasets import CannotMeasureError
 from privads.evaluation.metrics import ScoreSums, auc
 from privads.job import make_plan, open_logs
@@ -164,8 +162,7 @@ def _network(model: str, train: Logs, seed: int) -> torch.nn.Module:
 def _fingerprint(train: Logs, network: torch.nn.Module, plan: TrainPlan, optimizer: torch.optim.Optimizer) -> str:
     model = type(network).__name__, settings_of(network)
     step = type(optimizer).__name__, [group["lr"] for group in optimizer.param_groups]  # defaults, and may change
-    made_of = repr((version("privads"), train.schema.sha256, train.split_text, model, plan, step))
-    return hashlib.sha256(made_of.encode()).hexdigest()[:32]
+    return name_of(train.schema.sha256, train.split_text, model, plan, step)
 
 
 def _terms(plan: TrainPlan, unit: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from benchmarks.federated.recommending import Choices, Pairs, Preference
 from benchmarks.federated.utility import EPSILONS, SEEDS, SETTINGS, Setting, Trial, figures, trials
 from benchmarks.harness import Kept
 from federation.plan import FederatedPlan
+from privads.training import defaults
 
 SETTING = Setting(cohort=1.0, rounds=3, scale=2.0, bias_scale=1.0, sgd=5.0)
 
@@ -92,6 +93,15 @@ def test_a_trial_that_is_in_the_file_is_not_run_again(tmp_path: Path, monkeypatc
     assert list(trials(made_up(), setting, None, seeds=1, kept=Kept(Trial, file))) == first
     with pytest.raises(pytest.fail.Exception):
         list(trials(made_up(), replace(setting, adam=0.2), None, seeds=1, kept=Kept(Trial, file)))
+
+
+def test_a_trial_of_another_default_step_is_another_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(cohort=0.5, rounds=1, scale=1.0, bias_scale=1.0, adam=0.1)
+    kept: Kept[Trial] = Kept(Trial, None)
+    first = list(trials(made_up(), setting, None, seeds=1, kept=kept))
+    monkeypatch.setattr(defaults, "STABLE_STEP", 0.5)
+    other = list(trials(made_up(), setting, None, seeds=1, kept=kept))
+    assert not {one.key for one in first} & {one.key for one in other}
 
 
 def test_every_data_set_has_a_setting_at_every_epsilon() -> None:
